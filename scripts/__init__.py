@@ -1,0 +1,1 @@
+"""The verbs: one small command each. Parse, call kit, print."""
