@@ -46,7 +46,7 @@ test: development $(starter) ## The tests (a few minutes, no internet)
 
 .PHONY: setup
 setup: environment ## .venv from the lock of this platform, and the starter model (PYTHON)
-	@$(python) -m scripts.setup && touch $(starter)
+	@$(python) -m scripts.setup && touch $(starter) && echo 'ready: make run' >&2
 
 .PHONY: doctor
 doctor: ## Checks machine, environment and model, and says what to do (MODEL JSON)

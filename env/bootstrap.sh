@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv out of the lock: sh env/bootstrap.sh [dev]
+# Makes .venv out of the lock: sh env/bootstrap.sh [dev]; with `which` it only says which Python it would take.
 #
 # Does nothing, in a few milliseconds, when .venv is what the lock says. Otherwise it finds a Python, makes .venv, gets uv
 # (a pinned, hashed wheel) into it and lets it install the lock: uv takes 4 to 7 s where pip takes 59 s.
@@ -52,6 +52,14 @@ in_place() {
 is_ready() {
   in_place && cmp -s "$lock" .venv/lock.txt && { [ -z "$want_dev" ] || cmp -s env/lock/dev.txt .venv/lock-dev.txt; }
 }
+
+if [ "${1:-}" = which ]; then
+  check_machine
+  find_python
+  check_venv
+  printf '%s%s\n' "$(describe "$python")" "${borrowed:+, which does not fit: uv will bring $FALLBACK_PYTHON}"
+  exit 0
+fi
 
 is_ready && exit 0
 

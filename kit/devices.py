@@ -69,7 +69,10 @@ def mps_obstacle(here: Machine) -> tuple[str, str] | None:
     if here.arch != "arm64":
         return f"this Mac has an Intel processor ({here.arch})", run_cpu
     if here.old_macos():
-        return f"MPS needs macOS {machine.OLDEST_MACOS} or later, and this is {here.macos}", f"update macOS, or: {run_cpu}"
+        return (
+            f"MPS needs macOS {machine.OLDEST_MACOS} or later, and this is {here.macos}",
+            f"update macOS, or: {run_cpu}",
+        )
     return _torch_obstacle(here)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import time
@@ -17,6 +18,14 @@ from kit.registry import Model
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+# The methods would import the last three at first use, and their time would pass for the time of a load.
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "transformers.models.llama.modeling_llama",
+    "transformers.pipelines.text_generation",
+)
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "huggingface_hub")
 
 
@@ -99,14 +108,10 @@ def complete(
 def import_libraries() -> None:
     """Imports what a run needs. Nothing that it does may reach the network: models load from folders."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
+    for name in LIBRARIES:
+        importlib.import_module(name)
     import transformers
-    from transformers.models.llama import modeling_llama
 
-    # Methods load these at first use; here, so that the time of an import does not pass for the time of a load.
-    from transformers.pipelines import text_generation
-
-    assert torch and modeling_llama and text_generation
     transformers.utils.logging.disable_progress_bar()
     if not os.environ.get("KIT_DEBUG"):
         transformers.utils.logging.set_verbosity_error()
@@ -174,7 +179,7 @@ def _complete(
 
 
 def _check_room(request: Request, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises WrongUsage where prompt and completion do not fit into the model's context: nothing is cut off silently."""
+    """Raises WrongUsage where prompt and completion do not fit into the context: nothing is cut off silently."""
     tokens = len(tokenizer(request.prompt)["input_ids"])
     room = request.model.context - tokens
     if room < 1:

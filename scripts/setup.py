@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -44,7 +43,6 @@ def setup() -> None:
             last = said.decode("utf-8", "replace").strip().splitlines()[-1:]
             raise KitError(f"the environment does not import: {' '.join(last)}", "make clean setup")
         warmed.write_text(_text(lock), encoding="utf-8")
-    cli.note("ready: make run")
 
 
 class ProgressLine:

@@ -1,0 +1,35 @@
+"""The doctor's second stage, inside .venv: what only the libraries can say."""
+
+from __future__ import annotations
+
+import json
+
+from kit import devices
+from kit.checks import FAIL, OK, Listed, Outcome
+from kit.registry import ROOT
+
+
+def listed(model_name: str) -> list[Listed]:
+    """Every check of this stage, for the model that is chosen. The Hub's checks have the ids from D30 on."""
+    return [("D20", "libraries", check_libraries), ("D21", "device", check_device)]
+
+
+def check_libraries() -> Outcome:
+    from kit.generation import import_libraries, versions
+
+    try:
+        import_libraries()
+    except Exception as error:
+        return Outcome(FAIL, f"the libraries do not import: {type(error).__name__}: {error}", "make clean setup")
+    return Outcome(OK, ", ".join(f"{name} {version}" for name, version in versions().items()))
+
+
+def check_device() -> Outcome:
+    """What DEVICE=auto takes, and why."""
+    chosen = devices.choose("auto", "auto", _starter_dtype())
+    return Outcome(OK, f"{chosen.name}: {chosen.reason}")
+
+
+def _starter_dtype() -> str:
+    config = ROOT / "models" / "starter" / "config.json"
+    return json.loads(config.read_text(encoding="utf-8"))["dtype"] if config.exists() else "bfloat16"

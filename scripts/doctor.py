@@ -1,0 +1,100 @@
+"""What is wrong with this machine or this clone, and what to type next.
+
+The one verb without click: its first stage runs before there is an environment, with any Python from 3.8 on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any, Dict, Iterable, Iterator, List
+
+from kit import checks, machine_checks
+from kit.checks import FAIL, WARN, Check
+from kit.registry import ROOT
+
+USAGE = "usage: python -m scripts.doctor [--json]   (the model: MODEL, or .env's)"
+SECOND_STAGE = "--second-stage"
+
+
+def main(arguments: List[str]) -> int:
+    if "--help" in arguments:
+        print(__doc__, USAGE, sep="\n")
+        return 0
+    if set(arguments) - {"--json", SECOND_STAGE}:
+        print(f"error: unknown: {' '.join(arguments)}\n  next: {USAGE}", file=sys.stderr)
+        return 2
+    model = chosen_model()
+    if SECOND_STAGE in arguments:
+        from kit import environment_checks
+
+        print(json.dumps([check.as_dict() for check in checks.run(environment_checks.listed(model))]))
+        return 0
+    as_json = "--json" in arguments or os.environ.get("JSON", "0") not in ("", "0")
+    found: List[Check] = []
+    # The first stage's answers are on the screen while the second imports its libraries.
+    for stage in (first_stage, second_stage):
+        for check in stage(model):
+            found.append(check)
+            if not as_json:
+                show(check)
+    failed = [check.id for check in found if check.state == FAIL]
+    if as_json:
+        document: Dict[str, Any] = {"ok": not failed, "model": model, "checks": [check.as_dict() for check in found]}
+        print(json.dumps(document))
+    elif failed:
+        print(f"\n{', '.join(failed)}: see docs/troubleshooting.md")
+    return 1 if failed else 0
+
+
+def chosen_model() -> str:
+    """MODEL from the environment, else from .env, else the starter."""
+    if os.environ.get("MODEL"):
+        return os.environ["MODEL"]
+    try:
+        lines = (ROOT / ".env").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    values = [line[len("MODEL=") :].strip() for line in lines if line.startswith("MODEL=")]
+    return values[-1] if values and values[-1] else "starter"
+
+
+def first_stage(model: str) -> Iterator[Check]:
+    return checks.run(machine_checks.listed(model))
+
+
+def second_stage(model: str) -> Iterable[Check]:
+    """The checks that need the libraries, run by .venv's Python; one skipped check where there is none."""
+    python = ROOT / ".venv" / "bin" / "python"
+    if not (ROOT / ".venv" / "ready").exists() or not python.exists():
+        return checks.run([("D20", "libraries", lambda: checks.skipped("there is no finished .venv (D07)"))])
+    done = subprocess.run(
+        [str(python), "-m", "scripts.doctor", SECOND_STAGE],
+        cwd=str(ROOT),
+        env=dict(os.environ, MODEL=model),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+        return [Check("D20", "libraries", FAIL, f"the environment does not run: {last}", "make clean setup")]
+    return [Check(**fields) for fields in json.loads(done.stdout)]
+
+
+def show(check: Check) -> None:
+    state = check.state if check.state in (FAIL, WARN) else "ok"
+    lines = check.text.splitlines() or [""]
+    print(f" {state:4}  {check.id} {check.name:12} {lines[0]}")
+    for line in lines[1:]:
+        print(f"{'':24}{line}")
+    for line in check.next.splitlines():
+        print(f"{'':24}-> {line}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
