@@ -1,0 +1,143 @@
+"""What the tests share: a clean environment, the verbs as a person types them, copies of the kit, the starter model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kit import devices, machine, model_folder, registry
+from kit.registry import ROOT, Model
+
+# What the caller's environment, make, and other tools may hold that would decide about a test.
+FOREIGN = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "JSON", "QUANT", "FROM", "FORCE", "RECORD", "BUNDLE"}
+FOREIGN |= {"MODEL", "DEVICE", "METHOD", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "DTYPE", "SEED", "TEMPERATURE"}
+FOREIGN |= {"KIT_DEBUG", "PYTHON", "PYTHONPATH", "SHA256", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
+FOREIGN |= {name for name in os.environ if name.startswith(("HF_", "PYTEST_"))}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command, as the person who typed it sees it."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_command(
+    command: list[str],
+    cwd: Path = ROOT,
+    env: dict[str, str] | None = None,
+    stdin: str | None = None,
+    timeout: int = 240,
+) -> Done:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=clean_environment() | (env or {}),
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=timeout,
+        check=False,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN}
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FOREIGN & set(os.environ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def script() -> Callable[..., Done]:
+    """Runs a verb as `python -m scripts.NAME`, in a process of its own: script("run", "--seed", "1", env=…, cwd=…)."""
+
+    def call(name: str, *arguments: str, **options) -> Done:
+        return run_command([sys.executable, "-m", f"scripts.{name}", *arguments], **options)
+
+    return call
+
+
+@pytest.fixture
+def make() -> Callable[..., Done]:
+    """Runs `make -s` with the given words."""
+
+    def call(*words: str, **options) -> Done:
+        return run_command(["make", "-s", *words], **options)
+
+    return call
+
+
+def copy_kit(target: Path) -> Path:
+    """The kit's own files, as a clone would have them; nothing generated."""
+    names = run_command(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).out.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture
+def kit_copy(tmp_path: Path) -> Path:
+    """A copy of the kit whose starter model is whole, in files of its own, so that a test may break them."""
+    folder = copy_kit(tmp_path / "kit")
+    (folder / "models").mkdir()
+    shutil.copytree(ROOT / "models" / "starter", folder / "models" / "starter")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def starter() -> Model:
+    """The real starter model, whole (make test has made it)."""
+    model = registry.find("starter")
+    model_folder.check(model)
+    return model
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty models/ of the test's own."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.setattr(registry, "MODELS", folder)
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("mps")]
+    obstacle = devices.mps_obstacle(machine.this()) if marked else None
+    for item in marked:
+        if obstacle:
+            item.add_marker(pytest.mark.skip(reason=f"needs a Mac's GPU: {obstacle[0]}"))
+
+
+@pytest.fixture
+def on_path(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Stand-ins for programs that this machine has not, in front of PATH: on_path(uname="echo Darwin")."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def put(**programs: str) -> dict[str, str]:
+        for name, body in programs.items():
+            program = folder / name.replace("_dot_", ".")
+            program.write_text(f"#!/bin/sh\n{body}\n")
+            program.chmod(0o755)
+        return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+
+    return put

@@ -1,0 +1,76 @@
+"""`.env`: read alike by every tool, or refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+
+from kit import dotenv_file
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'HF_TOKEN="hf_x"\n', "quotes"),
+        (b"HF_TOKEN='hf_x'\n", "quotes"),
+        (b"export HF_TOKEN=hf_x\n", "export"),
+        (b"HF_TOKEN = hf_x\n", "blank"),
+        (b"HF_TOKEN= hf_x\n", "blank"),
+        (b"HF_TOKEN=hf_x \n", "blank"),
+        (b"HF_TOKEN=hf_x # mine\n", "comment"),
+        (b"HF_TOKEN=hf_x\r\n", "CRLF"),
+        (b"\xef\xbb\xbfHF_TOKEN=hf_x\n", "byte order mark"),
+        (b"PROMPT=costs $5\n", "$"),
+        (b"PROMPT=a\\nb\n", "backslash"),
+        (b"HF_TOKEN\n", "no `=`"),
+        (b"HF-TOKEN=x\n", "name"),
+        (b"PROMPT=\xff\n", "UTF-8"),
+    ],
+)
+def test_a_form_that_tools_read_differently_is_named(content, says):
+    (fault, *_) = dotenv_file.faults(content)
+    assert says in fault.text
+    assert fault.line == 1
+
+
+def test_a_fault_never_shows_the_value():
+    for content in (b'HF_TOKEN="hf_secret"\n', b"HF_TOKEN=hf_secret # x\n", b" HF_TOKEN=hf_secret\n"):
+        assert all("hf_secret" not in fault.text for fault in dotenv_file.faults(content))
+
+
+def test_the_line_is_counted_from_one():
+    assert [fault.line for fault in dotenv_file.faults(b"# fine\n\nMODEL='x'\n")] == [3]
+
+
+def test_good_forms_pass_and_python_dotenv_reads_them_as_written(tmp_path: Path):
+    content = "# comment\n\nMODEL=llama-3.2-1b\nHF_TOKEN=\nPROMPT=Hello, who or what are you ?\nX=a=b#c é 🎉\n"
+    assert dotenv_file.faults(content.encode()) == []
+    path = tmp_path / ".env"
+    path.write_text(content, encoding="utf-8")
+    assert dotenv_values(path, interpolate=False) == {
+        "MODEL": "llama-3.2-1b",
+        "HF_TOKEN": "",
+        "PROMPT": "Hello, who or what are you ?",
+        "X": "a=b#c é 🎉",
+    }
+
+
+def test_the_example_has_no_fault_and_every_option_it_sets_exists():
+    from kit.registry import ROOT
+    from kit.settings import LIBRARY_NAMES
+    from scripts.run import run
+
+    assert dotenv_file.faults((ROOT / ".env.example").read_bytes()) == []
+    known = {option.envvar for option in run.params} | set(LIBRARY_NAMES)
+    assert set(dotenv_values(ROOT / ".env.example")) <= known
+
+
+def test_a_file_that_others_can_read_is_noticed(tmp_path: Path):
+    path = tmp_path / ".env"
+    path.write_text("MODEL=starter\n")
+    path.chmod(0o644)
+    assert dotenv_file.open_to_others(path)
+    path.chmod(0o600)
+    assert not dotenv_file.open_to_others(path)

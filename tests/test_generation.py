@@ -1,0 +1,175 @@
+"""One Request -> one Completion: the real transformers on the real starter model."""
+
+from __future__ import annotations
+
+import pytest
+
+from kit import generation, methods
+from kit.devices import Device
+from kit.errors import KitError, WrongUsage
+from kit.generation import Request
+
+MARK = "The capital of France is"
+
+
+@pytest.fixture
+def complete(starter):
+    def call(prompt=MARK, on_text=lambda text: None, **fields):
+        return generation.complete(Request(starter, prompt, **{"max_new_tokens": 12, **fields}), on_text)
+
+    return call
+
+
+def test_both_methods_give_the_same_tokens_and_the_same_completion(complete):
+    prompt = "Hello, who or what are you ?"
+    pipeline = complete(prompt, method="pipeline", max_new_tokens=50)
+    manual = complete(prompt, method="manual", max_new_tokens=50)
+    assert pipeline.token_ids == manual.token_ids
+    assert pipeline.text == manual.text
+    assert pipeline.prompt_tokens == manual.prompt_tokens == 8
+    assert pipeline.text.startswith('"\n\nThis sentence is a classic example of a rhetorical question')
+
+
+def test_it_is_what_the_bare_library_generates(complete, starter):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(starter.folder)
+    model = AutoModelForCausalLM.from_pretrained(starter.folder, dtype=torch.bfloat16)
+    inputs = tokenizer(MARK, return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert complete(method="manual").token_ids == expected.tolist()
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_text_streams_as_it_is_generated(complete, method):
+    pieces: list[str] = []
+    completion = complete(on_text=pieces.append, method=method)
+    assert len(pieces) > 6
+    assert "".join(pieces) == completion.text
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_the_same_seed_draws_the_same_text_and_another_seed_another(complete, method):
+    drawn = [complete(method=method, temperature=1.0, seed=seed).token_ids for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_greedy_decoding_does_not_look_at_the_seed(complete):
+    assert complete(seed=1).token_ids == complete(seed=2).token_ids
+
+
+def test_facts_are_of_the_run(complete):
+    completion = complete(max_new_tokens=5, dtype="float32", device="cpu")
+    assert completion.dtype == "float32"
+    assert completion.device == "cpu"
+    assert completion.new_tokens == len(completion.token_ids) == 5
+    parts = completion.import_s + completion.load_s + completion.first_token_s
+    assert 0 < parts < completion.total_s
+    assert completion.decode_tokens_per_s
+    assert completion.peak_rss_bytes > 250e6
+    assert completion.device_memory_bytes is None
+    assert completion.versions["torch"].startswith("2.")
+
+
+def test_one_token_has_no_decode_rate(complete):
+    assert complete(max_new_tokens=1).decode_tokens_per_s is None
+
+
+def test_the_device_is_told_before_the_weights_are_read(starter, monkeypatch):
+    order = []
+    real = methods.LOADERS["manual"]
+    monkeypatch.setitem(methods.LOADERS, "manual", lambda *arguments: (order.append("load"), real(*arguments))[1])
+    request = Request(starter, MARK, "manual", max_new_tokens=1)
+    generation.complete(request, on_device=lambda device: order.append(device.name))
+    assert order == ["cpu", "load"]
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_weights_are_read_straight_onto_the_device(method, device, starter, monkeypatch):
+    """What is asked of transformers, at its boundary: a device_map, and no copy by .to() afterwards."""
+    import torch
+    import transformers
+
+    asked: dict[str, object] = {}
+
+    class Stop(Exception):
+        pass
+
+    def record(*_: object, **options: object) -> None:
+        asked.update(options)
+        raise Stop
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", record)
+    with pytest.raises(Stop):
+        methods.LOADERS[method](starter.folder, Device(device, "bfloat16", "", ""))
+    assert asked["device_map"] == {"": device}
+    assert asked["dtype"] == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_the_model_is_not_copied_after_it_was_read(method, starter, monkeypatch):
+    import transformers
+
+    moved = []
+    real = transformers.LlamaForCausalLM.to
+    monkeypatch.setattr(
+        transformers.LlamaForCausalLM,
+        "to",
+        lambda self, *a, **k: (moved.append((a, k)), real(self, *a, **k))[1],
+    )
+    methods.LOADERS[method](starter.folder, Device("cpu", "bfloat16", "", ""))
+    assert moved == []
+
+
+def test_converting_on_mps_loads_one_tensor_at_a_time(starter, monkeypatch):
+    """bfloat16 -> float32 while loading in parallel can crash on MPS; the checkpoint's own dtype loads in parallel."""
+    import os
+
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD", raising=False)
+    seen = []
+
+    def record(*_: object) -> None:
+        seen.append(os.environ.get("HF_DEACTIVATE_ASYNC_LOAD"))
+        raise KitError("stop")
+
+    monkeypatch.setitem(methods.LOADERS, "manual", record)
+    for dtype in ("bfloat16", "float32"):
+        monkeypatch.setattr(generation.devices, "choose", lambda *_, dtype=dtype: Device("mps", dtype, "", ""))
+        with pytest.raises(KitError, match="stop"):
+            generation.complete(Request(starter, MARK, "manual"))
+    assert seen == [None, "1"]
+    monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD")
+
+
+def test_memory_that_runs_out_says_what_to_do(starter, monkeypatch):
+    def exhaust(*_: object) -> None:
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 7.9 GB)")
+
+    monkeypatch.setitem(methods.LOADERS, "manual", exhaust)
+    with pytest.raises(KitError, match="does not fit into the memory of cpu") as caught:
+        generation.complete(Request(starter, MARK, "manual"))
+    assert "make run MODEL=starter" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"method": "magic"}, "METHOD=magic is unknown. Valid: pipeline, manual"),
+        ({"max_new_tokens": 0}, "MAX_NEW_TOKENS=0"),
+        ({"temperature": -1.0}, "TEMPERATURE=-1.0"),
+        ({"prompt": "word " * 9000}, r"the prompt is 9001 tokens long, and the context of starter holds 8192"),
+        ({"max_new_tokens": 8190}, r"MAX_NEW_TOKENS=8190 do not fit into the context of starter \(8192 tokens\)"),
+    ],
+)
+def test_a_request_that_no_machine_could_fulfil_is_wrong_usage(complete, fields, says):
+    with pytest.raises(WrongUsage, match=says):
+        complete(**fields)
+
+
+def test_too_many_new_tokens_hint_at_how_many_fit(complete):
+    with pytest.raises(WrongUsage) as caught:
+        complete(max_new_tokens=8190)
+    assert "make run MAX_NEW_TOKENS=8187" in caught.value.hint

@@ -1,0 +1,95 @@
+"""The Makefile: the verbs, what reaches them, and that nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from kit.registry import ROOT
+
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+def test_make_alone_lists_every_target(make):
+    done = make()
+    assert done.status == 0
+    assert done.out == make("help").out
+    listed = set(re.findall(r"^  make (\S+) +\S", done.out, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)) - {"environment", "development"}
+    assert listed == targets
+    assert {"run", "test", "setup", "doctor", "lock", "lint", "test-slow", "clean", "purge", "help"} <= listed
+    assert done.out.index("make run") < done.out.index("make test") < done.out.index("make lock")
+
+
+def test_nothing_that_make_3_81_lacks():
+    code = "\n".join(line for line in MAKEFILE.splitlines() if not line.startswith("#"))
+    for absent in (".ONESHELL", ".SHELLFLAGS", "!=", "$(file", "\nundefine ", "private ", "define take =", "::="):
+        assert absent not in code, absent
+
+
+def test_nothing_that_a_macs_tools_lack():
+    for path in [ROOT / "Makefile", *(ROOT / "env").glob("*.sh")]:
+        code = "\n".join(line.split("#")[0] for line in path.read_text().splitlines())
+        for absent in ("readlink -f", "sed -i", "sha256sum", "timeout ", "nproc", "grep -P", "stat -c", "[[", "local "):
+            assert absent not in code, f"{path.name}: {absent}"
+
+
+def test_a_second_run_does_no_set_up(make):
+    make("setup")
+    watched = [ROOT / ".venv" / "ready", ROOT / "models" / "starter" / ".verified.json", ROOT / ".venv" / "warm"]
+    before = [path.stat().st_mtime_ns for path in watched]
+    done = make("run", "MAX_NEW_TOKENS=1")
+    assert done.status == 0
+    assert [path.stat().st_mtime_ns for path in watched] == before
+    for word in ("making", "installing", "compiling", "fetching", "converting"):
+        assert word not in done.err
+
+
+@pytest.mark.parametrize("name", ["FORCE", "RECORD"])
+def test_what_overwrites_counts_only_from_the_command_line(make, name):
+    asks = {"FORCE": ("purge", "--force"), "RECORD": ("run", "--record")}[name]
+    assert asks[1] in make("-n", asks[0], f"{name}=1").out
+    assert asks[1] not in make("-n", asks[0], env={name: "1"}).out
+    assert asks[1] not in make("-n", asks[0], f"{name}=0").out
+
+
+@pytest.mark.parametrize("words", ["run RECORD=1", "run FROM=x", "run QUANT=q4_0", "setup BUNDLE=x", "setup SHA256=x"])
+def test_a_variable_whose_part_does_not_exist_yet_is_refused(make, words):
+    done = make(*words.split())
+    assert done.status == 2
+    assert "does not have yet" in done.err
+
+
+def test_purge_asks_and_without_anybody_to_ask_removes_nothing(kit_copy, make):
+    done = make("purge", cwd=kit_copy)
+    assert done.status == 2
+    assert "make purge FORCE=1" in done.err
+    assert (kit_copy / "models" / "starter" / "model.safetensors").exists()
+
+
+def test_purge_with_force_removes_what_can_be_made_again_and_never_dotenv(kit_copy, make):
+    for name in (".venv", "reports", "dist", "kit/__pycache__"):
+        (kit_copy / name).mkdir(exist_ok=True)
+    (kit_copy / ".env").write_text("MODEL=starter\n")
+    assert make("purge", "FORCE=1", cwd=kit_copy).status == 0
+    left = {path.name for path in kit_copy.iterdir()}
+    assert not left & {".venv", "models", "reports", "dist"}
+    assert not (kit_copy / "kit" / "__pycache__").exists()
+    assert {".env", "kit", "Makefile"} <= left
+
+
+def test_clean_keeps_the_models(kit_copy, make):
+    (kit_copy / ".venv").mkdir()
+    assert make("clean", cwd=kit_copy).status == 0
+    assert not (kit_copy / ".venv").exists()
+    assert (kit_copy / "models" / "starter" / "model.safetensors").exists()
+
+
+def test_the_environment_of_a_run_is_the_locks_alone(make):
+    """Another environment's PYTHONPATH and PYTHONHOME, and a machine's PYTHONDONTWRITEBYTECODE, stay outside."""
+    foreign = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = make("run", "MAX_NEW_TOKENS=1", env={**foreign, "VIRTUAL_ENV": "/other", "CONDA_PREFIX": "/conda"})
+    assert done.status == 0, done.err
+    assert os.environ.get("PYTHONHOME") is None

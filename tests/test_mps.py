@@ -1,0 +1,31 @@
+"""What needs a Mac's GPU. Elsewhere each is skipped, and says why."""
+
+from __future__ import annotations
+
+import pytest
+
+from kit import devices, generation, methods
+from kit.generation import Request
+
+pytestmark = pytest.mark.mps
+
+
+def test_auto_is_mps():
+    assert devices.choose("auto", "auto", "bfloat16").name == "mps"
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_a_completion_on_mps_reads_as_the_one_on_the_cpu_begins(starter, method):
+    def complete(device):
+        return generation.complete(Request(starter, "The capital of France is", method, device, max_new_tokens=8))
+
+    on_gpu, on_cpu = complete("mps"), complete("cpu")
+    assert on_gpu.device == "mps"
+    assert on_gpu.device_memory_bytes
+    assert on_gpu.device_memory_bytes >= starter.weights
+    # bfloat16 differs between chips after some tokens, for honest reasons; the first ones do not.
+    assert on_gpu.token_ids[:3] == on_cpu.token_ids[:3]
+
+
+def test_float32_on_mps_loads(starter):
+    assert generation.complete(Request(starter, "One", "manual", "mps", "float32", max_new_tokens=2)).dtype == "float32"

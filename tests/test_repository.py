@@ -1,0 +1,90 @@
+"""The rules of the code base, held."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kit.registry import ROOT
+
+HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tokenizers", "gguf", "accelerate"}
+MODULES = sorted([*ROOT.glob("kit/**/*.py"), *ROOT.glob("scripts/**/*.py")])
+
+
+def names_of(path: Path, level: str = "all") -> set[str]:
+    """The modules that a file imports; level "top" leaves out what functions and TYPE_CHECKING import."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if level == "all" else iter(tree.body)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_direction_and_weight_of_imports(path):
+    everywhere, top = names_of(path), names_of(path, "top")
+    if path.is_relative_to(ROOT / "kit"):
+        assert not [name for name in everywhere if name.split(".")[0] in ("scripts", "click", "tests")]
+        assert not re.search(r"\bprint\(|\bsys\.exit\(", path.read_text())
+    assert not {name.split(".")[0] for name in top} & HEAVY
+    assert len(path.read_text().splitlines()) <= 250, "two nouns: split it"
+
+
+def test_inside_kit_imports_run_without_a_circle():
+    graph = {
+        path.stem: {name.split(".")[1] for name in names_of(path) if name.startswith("kit.")} - {path.stem}
+        for path in ROOT.glob("kit/*.py")
+    }
+    while graph:
+        free = {name for name, needs in graph.items() if not needs & set(graph)}
+        assert free, f"a circle among {sorted(graph)}"
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+
+
+def test_importing_every_module_imports_nothing_heavy():
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.stem != "__init__"]
+    program = f"import sys\nfor name in {names}: __import__(name)\nprint(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert not set(loaded.split()) & HEAVY
+
+
+def test_one_source_of_truth_for_the_room_that_an_environment_needs():
+    from kit import machine_checks
+
+    (shell,) = re.findall(r"^NEEDED_MB=(\d+)", (ROOT / "env" / "bootstrap.sh").read_text(), re.MULTILINE)
+    assert int(shell) * 1_000_000 == machine_checks.NEEDED_FOR_VENV
+
+
+def test_ci_runs_what_the_readme_tells_a_person_to_run():
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    for runner in ("ubuntu-24.04", "ubuntu-24.04-arm", "macos-15"):
+        assert re.search(rf"\b{re.escape(runner)}\b", workflow)
+    assert ".ci/run" in workflow
+    script = (ROOT / ".ci" / "run").read_text()
+    assert re.findall(r"^make (\S+)", script, re.MULTILINE) == ["lint", "test", "test-slow"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/measurements.md"])
+def test_links_between_pages_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/measurements.md"])
+def test_every_make_target_that_a_page_names_exists(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"`make (?:-s )?([a-z][a-z-]+)", (ROOT / page).read_text()))
+    assert named <= targets

@@ -1,0 +1,77 @@
+"""The order: make variable or flag, environment, .env, default."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kit import settings
+from kit.errors import KitError
+
+
+@pytest.fixture
+def asked(kit_copy: Path, make, script):
+    """What a run takes a setting from: its JSON, made fast by a prompt that ends after one token."""
+
+    def ask(dotenv: str, *words: str, env: dict[str, str] | None = None) -> dict:
+        (kit_copy / ".env").write_text(dotenv)
+        (kit_copy / ".env").chmod(0o600)
+        done = script("run", "--json", "--max-new-tokens", "1", *words, cwd=kit_copy, env=env or {})
+        assert done.status == 0, done.err
+        return json.loads(done.out)
+
+    return ask
+
+
+def test_flag_beats_environment_beats_dotenv_beats_default(asked):
+    dotenv = "METHOD=manual\nSEED=3\nPROMPT=from the file\n"
+    by_file = asked(dotenv)
+    assert (by_file["method"], by_file["seed"], by_file["prompt"]) == ("manual", 3, "from the file")
+    by_environment = asked(dotenv, env={"METHOD": "pipeline", "SEED": "4"})
+    assert (by_environment["method"], by_environment["seed"]) == ("pipeline", 4)
+    by_flag = asked(dotenv, "--seed", "5", env={"SEED": "4"})
+    assert by_flag["seed"] == 5
+    assert asked("")["seed"] == 0
+
+
+def test_a_bad_dotenv_is_refused_with_its_line(kit_copy, script):
+    (kit_copy / ".env").write_text('MODEL="starter"\n')
+    done = script("run", cwd=kit_copy)
+    assert done.status == 1
+    assert "line 1: MODEL has quotes" in done.err
+    assert "next:" in done.err
+    assert done.out == ""
+
+
+def test_a_dotenv_that_others_can_read_warns_and_goes_on(kit_copy, script):
+    (kit_copy / ".env").write_text("MODEL=starter\n")
+    (kit_copy / ".env").chmod(0o644)
+    done = script("run", "--max-new-tokens", "1", cwd=kit_copy)
+    assert done.status == 0
+    assert "chmod 600 .env" in done.err
+
+
+def test_library_names_reach_the_environment_once(tmp_path, monkeypatch):
+    path = tmp_path / ".env"
+    path.write_text("HF_TOKEN=hf_file\nHF_ENDPOINT=http://127.0.0.1:1\nMODEL=starter\n")
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.delenv("MODEL", raising=False)
+    settings.apply(settings.read(path))
+    assert os.environ["HF_TOKEN"] == "hf_environment"
+    assert os.environ["HF_ENDPOINT"] == "http://127.0.0.1:1"
+    assert "MODEL" not in os.environ
+    monkeypatch.delenv("HF_ENDPOINT")
+
+
+def test_no_dotenv_is_an_empty_one(tmp_path):
+    assert settings.read(tmp_path / ".env") == settings.Settings()
+
+
+def test_a_dotenv_that_cannot_be_read_says_so(tmp_path):
+    (tmp_path / ".env").mkdir()
+    with pytest.raises(KitError, match="cannot be read"):
+        settings.read(tmp_path / ".env")
