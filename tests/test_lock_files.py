@@ -13,16 +13,14 @@ from kit.registry import ROOT
 
 LOCK = ROOT / "env" / "lock"
 NAMES = ("linux.txt", "macos.txt", "dev.txt")
-ENTRY = re.compile(
-    r"^([a-z0-9._-]+)==([^\s;]+)(?: ; ([^\\\n]+))?((?: ?\\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE
-)
+HASHES = r"((?: ?\\\n    --hash=sha256:[0-9a-f]{64})+)"
+ENTRY = re.compile(r"^([a-z0-9._-]+)==([^\s;]+)(?: ; [^\\\n]+)?" + HASHES + "$", re.MULTILINE)
 
 
-def entries(name: str) -> list[tuple[str, str, str, list[str]]]:
+def entries(name: str) -> list[tuple[str, str, list[str]]]:
+    """Each package of a lock with its version and hashes."""
     found = ENTRY.findall((LOCK / name).read_text())
-    return [
-        (package, version, marker, re.findall("[0-9a-f]{64}", hashes)) for package, version, marker, hashes in found
-    ]
+    return [(package, version, re.findall("[0-9a-f]{64}", hashes)) for package, version, hashes in found]
 
 
 @pytest.mark.parametrize("name", NAMES)

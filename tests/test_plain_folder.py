@@ -65,20 +65,22 @@ def test_the_same_bytes_every_time(gguf, starter, tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_and_tokens_are_those_of_transformers_own_conversion(starter):
+def test_weights_and_tokens_are_those_of_transformers_own_conversion(starter, tmp_path):
     os.environ["HF_HUB_OFFLINE"] = "1"
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    # Alone in a folder: beside a tokenizer.json it would read that.
     file = "starter-q4_1.gguf"
+    (tmp_path / file).symlink_to(starter.folder / file)
     reference = AutoModelForCausalLM.from_pretrained(
-        starter.folder, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+        tmp_path, gguf_file=file, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     ).state_dict()
     ours = load_file(starter.folder / "model.safetensors")
     assert set(reference) - set(ours) == {"lm_head.weight"}  # tied to the embeddings
     assert all(torch.equal(ours[name], reference[name]) for name in ours)
 
-    theirs = AutoTokenizer.from_pretrained(starter.folder, gguf_file=file)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file)
     own = AutoTokenizer.from_pretrained(starter.folder)
     assert own.special_tokens_map == theirs.special_tokens_map
     for text in CORPUS:

@@ -1,0 +1,76 @@
+"""env/uv-settings.sh: the machine's pip settings reach uv."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from kit.registry import ROOT
+from tests.conftest import clean_environment
+
+PRINT = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+
+
+@pytest.fixture
+def uv_environment(tmp_path):
+    """What uv would see: set_uv() run in a folder whose .venv is this one, with pip's configuration as given."""
+
+    def see(pip_config: str = "", **env: str) -> dict[str, str]:
+        (tmp_path / "pip.conf").write_text(pip_config)
+        if not (tmp_path / ".venv").exists():
+            (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+        base = {
+            name: value
+            for name, value in clean_environment().items()
+            if not name.startswith(("PIP_", "UV_", "SSL_")) and "proxy" not in name.lower()
+        }
+        done = subprocess.run(
+            ["sh", "-uc", f". {ROOT}/env/uv-settings.sh; set_uv; {PRINT}"],
+            cwd=tmp_path,
+            env=base | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")} | env,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    return see
+
+
+@pytest.mark.parametrize(
+    ("pip", "key", "uv"),
+    [
+        ("PIP_INDEX_URL", "index-url", "UV_DEFAULT_INDEX"),
+        ("PIP_EXTRA_INDEX_URL", "extra-index-url", "UV_EXTRA_INDEX_URL"),
+        ("PIP_CERT", "cert", "SSL_CERT_FILE"),
+        ("PIP_PROXY", "proxy", "HTTPS_PROXY"),
+    ],
+)
+def test_pips_variable_and_configuration_become_uvs(uv_environment, pip, key, uv):
+    value = f"http://127.0.0.1/{key}"
+    assert uv_environment(**{pip: value})[uv] == value
+    assert uv_environment(f"[global]\n{key} = {value}\n")[uv] == value
+
+
+def test_uvs_own_settings_win(uv_environment):
+    own = {"UV_DEFAULT_INDEX": "http://own/", "SSL_CERT_FILE": "/own.pem", "HTTPS_PROXY": "http://own:1"}
+    seen = uv_environment(**own, PIP_INDEX_URL="http://pip/", PIP_CERT="/pip.pem", PIP_PROXY="http://pip:1")
+    assert {name: seen[name] for name in own} == own
+
+
+def test_the_systems_certificates_are_asked_only_where_none_are_named(uv_environment, tmp_path):
+    assert "UV_SYSTEM_CERTS" not in uv_environment(SSL_CERT_FILE="/own.pem")
+    # A pip without any configuration: this machine's own may name a certificate.
+    (tmp_path / ".venv").unlink()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for name in ("python", "uv"):
+        (tmp_path / ".venv" / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
+    assert uv_environment()["UV_SYSTEM_CERTS"] == "1"
+
+
+def test_offline_by_pips_word(uv_environment):
+    assert uv_environment(PIP_NO_INDEX="1")["UV_NO_INDEX"] == "1"
