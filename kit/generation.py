@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -108,8 +109,12 @@ def complete(
 def import_libraries() -> None:
     """Imports what a run needs. Nothing that it does may reach the network: models load from folders."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # A million objects arrive and stay: looking for garbage among them takes 0.7 of the 2.9 s, for nothing.
+    gc.disable()
     for name in LIBRARIES:
         importlib.import_module(name)
+    gc.freeze()
+    gc.enable()
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
@@ -145,6 +150,7 @@ def _complete(
         # Converting while loading in parallel can crash on MPS: huggingface/transformers#48029.
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     loaded = methods.LOADERS[request.method](request.model.folder, device)
+    machine.release_free_memory()
     ready = time.perf_counter()
     _check_room(request, loaded.tokenizer)
 

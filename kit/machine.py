@@ -5,6 +5,7 @@ Standard library only, and parsed by Python 3.8: the doctor reads it before ther
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
@@ -78,6 +79,16 @@ def total_memory() -> int | None:
         except (OSError, ValueError):
             continue
     return total
+
+
+def release_free_memory() -> None:
+    """Gives back what malloc holds of memory that is free again: 20 MB after the starter's tokenizer is built.
+
+    glibc only; macOS's malloc does it by itself.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def peak_rss_bytes() -> int:
