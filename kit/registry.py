@@ -42,7 +42,8 @@ class Model:
     """One section of env/models.toml.
 
     `kind` is `base` or `instruct`; `context` is in tokens; `revision` is the Hub's commit, or the wheel's version;
-    `repo_id` is None for a model that does not come from the Hub, and `wheel` for one that does.
+    `repo_id` is None for a model that does not come from the Hub, and `wheel` for one that does. `licence_files` are
+    what its licence asks to hand on with it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Model:
     context: int
     files: tuple[ModelFile, ...]
     wheel: Wheel | None
+    licence_files: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -115,6 +117,7 @@ def _model(name: str, section: dict[str, Any]) -> Model:
             context=section["context"],
             files=tuple(ModelFile(**file) for file in section["files"]),
             wheel=Wheel(**wheel) if wheel else None,
+            licence_files=tuple(section.get("licence_files", ())),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise KitError(

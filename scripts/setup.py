@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -13,6 +12,7 @@ from kit import registry, starter
 from kit.errors import KitError
 from scripts import cli
 from scripts.options import option_later
+from scripts.progress import ProgressLine
 
 # uv installs without bytecode. Compiling all of it takes 16 s, and most is never imported: the imports of a run compile
 # what they need, in 7 s, while the other core fetches and converts the starter model.
@@ -46,35 +46,6 @@ def setup() -> None:
             last = said.decode("utf-8", "replace").strip().splitlines()[-1:]
             raise KitError(f"the environment does not import: {' '.join(last)}", "make clean setup")
         warmed.write_text(_text(lock), encoding="utf-8")
-
-
-class ProgressLine:
-    """A step and its share, on one line that is redrawn on a terminal; elsewhere a line a step and every 10 s."""
-
-    def __init__(self) -> None:
-        self._what = ""
-        self._said = 0.0
-        self._terminal = sys.stderr.isatty()
-
-    def __call__(self, what: str, share: float) -> None:
-        now = time.monotonic()
-        fresh, done = what != self._what, share >= 1
-        if not fresh and not done and now - self._said < (0.1 if self._terminal else 10):
-            return
-        if self._terminal:
-            lead = "\n" if fresh and self._what else "\r"
-            cli.note(f"{lead}{what} {share:4.0%}", end="")
-        elif fresh:
-            cli.note(what)
-        else:
-            cli.note(f"{what} {share:.0%}")
-        self._what, self._said = what, now
-
-    def end(self) -> None:
-        """Leaves the line, so that what follows begins one of its own."""
-        if self._terminal and self._what:
-            cli.note("")
-        self._what = ""
 
 
 def _text(path: Path) -> str:

@@ -1,0 +1,181 @@
+"""A read-only HTTP server for large files: a thread a connection, GET and HEAD only.
+
+It knows HTTP and nothing of what it serves: a subclass turns each Request into an Answer. http.server's own server
+looks up its host name at start (seconds on some networks); this one asks no one.
+"""
+
+from __future__ import annotations
+
+import socket
+import socketserver
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Self
+
+from kit.errors import KitError
+from kit.http_messages import Answer, Request
+
+# Seconds in which a client must send or take something. An idle connection is closed too; clients open another.
+TIMEOUT = 60.0
+# Clients that may wait to be accepted: a room of 30, each with 8 downloads at once (socketserver's own 5 refuses them).
+BACKLOG = 512
+# What is read of a body that was refused: closing on unread bytes would reset the connection before the answer arrives.
+DRAIN_SECONDS, DRAIN_BYTES = 1.0, 1 << 20
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What became of a request: for who watches. Neither query nor headers, which may hold secrets."""
+
+    client: str
+    method: str
+    path: str
+    status: int
+    sent: int  # bytes of the body
+
+
+class Server:
+    """Listens from the moment it is made, on threads of its own, until close(). Raises KitError where it cannot."""
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        on_request: Callable[[Exchange], None] = lambda exchange: None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self.timeout = timeout
+        self._on_request = on_request
+        try:
+            self._listener = _Listener((host, port), self)
+        except OSError as error:
+            raise KitError(f"cannot listen on {host}:{port}: {error.strerror or error}.", "try another port") from error
+        self.host, self.port = host, int(self._listener.server_address[1])
+        # How often the loop looks whether it is to end: what close() waits for.
+        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def answer(self, request: Request) -> Answer:
+        """What to reply to a GET or a HEAD. Called from many threads at once."""
+        raise NotImplementedError
+
+    def finished(self, request: Request, status: int, sent: int) -> None:
+        """Called after each reply, whole or not, on the thread of its connection."""
+        self._on_request(Exchange(request.client, request.method, request.path, status, sent))
+
+    def close(self) -> None:
+        """Stops listening and cuts the connections that are open."""
+        self._listener.shutdown()
+        self._listener.server_close()
+        self._listener.cut_connections()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Listener(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = BACKLOG
+
+    def __init__(self, address: tuple[str, int], owner: Server) -> None:
+        self.owner = owner
+        self._open: set[socket.socket] = set()
+        super().__init__(address, _Connection)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def cut_connections(self) -> None:
+        for connection in list(self._open):
+            with suppress(OSError):  # it ended on its own
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is nothing to report; a fault of the server's own is."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+class _Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # with it each small answer takes 40 ms
+    server: _Listener
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(self.server.owner.timeout)
+
+    def do_GET(self) -> None:
+        self._reply(self.server.owner.answer)
+
+    do_HEAD = do_GET
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server refuses by itself: every other method (its 501), and what is no HTTP."""
+        self.close_connection = True
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            self._reply(lambda request: Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD"}))
+        else:
+            self._send_head(Answer(code))
+
+    def handle_expect_100(self) -> bool:
+        return True  # no body is welcome: the answer comes at once
+
+    def _reply(self, answer_to: Callable[[Request], Answer]) -> None:
+        path, _, query = self.path.partition("?")
+        headers = {name.lower(): str(value) for name, value in self.headers.items()}
+        request = Request(self.command, path, query, headers, self.client_address[0])
+        has_body = self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers
+        self.close_connection |= has_body
+        answer, sent = answer_to(request), 0
+        try:
+            self._send_head(answer)
+            if self.command != "HEAD":
+                sent = answer.body.send(self.connection)
+                self.close_connection |= sent < answer.body.size
+        finally:
+            answer.body.close()
+            self.server.owner.finished(request, answer.status, sent)
+        if has_body:
+            self._drain()
+
+    def _send_head(self, answer: Answer) -> None:
+        headers = {"Date": self.date_time_string(), "Server": "base-model-kit", **answer.headers}
+        headers["Content-Length"] = str(answer.body.size)
+        if self.close_connection:
+            headers["Connection"] = "close"
+        self.send_response_only(answer.status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _drain(self) -> None:
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(DRAIN_SECONDS)
+            left = DRAIN_BYTES
+            while left > 0 and (piece := self.rfile.read(min(left, 1 << 16))):
+                left -= len(piece)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: who wants to know passes on_request."""

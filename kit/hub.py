@@ -1,0 +1,171 @@
+"""The Hugging Face Hub through its own client: the token, whose it is, what it can read, signing in and out.
+
+The bytes of a model come through kit.transfer; every error becomes a KitError in kit.hub_errors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from kit import hub_errors
+from kit.errors import KitError
+from kit.registry import Model
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import HfApi
+
+# Seconds. The client itself sets none for whoami and for listings.
+CONNECT_TIMEOUT = 5.0
+READ_TIMEOUT = 20.0
+
+TOKEN_PAGE = "https://huggingface.co/settings/tokens"
+# The Hub fills its form in from these: a fine-grained token that reads gated models, and nothing else.
+NEW_TOKEN_PAGE = f"{TOKEN_PAGE}/new?canReadGatedRepos=true&tokenType=fineGrained"
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token and where it was found. Its value is in no repr, so in no traceback and no log."""
+
+    value: str = field(repr=False)
+    source: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose token it is. `role` is read, write or fineGrained; `reads_gated` is None where the Hub does not say."""
+
+    name: str
+    role: str
+    reads_gated: bool | None
+
+
+def endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT or huggingface.co, without a slash at its end."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+
+
+def is_trusted(address: str) -> bool:
+    """True where a token may be sent: over https, or to this machine itself. Never to a plain-http mirror."""
+    parts = urlsplit(address)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def find_token() -> Token | None:
+    """The token in effect: HF_TOKEN (the environment or .env), else the Hub client's own file."""
+    if value := os.environ.get("HF_TOKEN", "").strip():
+        return Token(value, "HF_TOKEN")
+    from huggingface_hub import constants
+
+    try:
+        value = Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return Token(value, "the Hub client's token file") if value else None
+
+
+def check_form(token: Token) -> None:
+    """Raises KitError for what cannot be a token: caught here, a slip costs no network."""
+    fault = ""
+    if any(character.isspace() for character in token.value):
+        fault = "has a blank or a line end in it"
+    elif not token.value.isascii():
+        fault = "has a character in it that no token has"
+    elif not token.value.startswith("hf_"):
+        fault = "does not begin with hf_"
+    elif len(token.value) < 20 or not token.value[3:].isalnum():
+        fault = "is cut short, or has a character too many"
+    if fault:
+        raise KitError(
+            f"the token in {token.source} {fault}.",
+            f"copy it whole from {TOKEN_PAGE} (it is shown once; make another if it is gone), then: make login",
+        )
+
+
+def token_to_send(model: Model) -> Token | None:
+    """The token that the model needs: none for an open one, none for a mirror without https."""
+    if not model.gated or not is_trusted(endpoint()):
+        return None
+    token = find_token()
+    if token:
+        check_form(token)
+    return token
+
+
+@contextlib.contextmanager
+def session() -> Iterator[HfApi]:
+    """The Hub's own client, with time-outs; what goes wrong in the block is raised as a KitError."""
+    os.environ.pop("HF_HUB_OFFLINE", None)
+    # Read when huggingface_hub is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
+    from huggingface_hub import HfApi, set_client_factory
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    set_client_factory(_client)
+    try:
+        # token=False: a call sends the token that it is given, and never one that it finds by itself.
+        yield HfApi(endpoint=endpoint(), token=False)
+    except hub_errors.caught() as error:
+        raise hub_errors.explain(error, endpoint()) from error
+
+
+def _client() -> httpx2.Client:
+    import httpx2
+    from huggingface_hub.utils._http import default_client_factory
+
+    client = default_client_factory()
+    client.timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
+    return client
+
+
+def account(token: Token) -> Account:
+    """Whose token it is. Raises KitError where the Hub rejects it or cannot be reached."""
+    check_form(token)
+    with session() as api:
+        said = api.whoami(token=token.value)
+        access = (said.get("auth") or {}).get("accessToken") or {}
+        fine_grained = access.get("fineGrained") or {}
+        return Account(said["name"], access.get("role", "unknown"), fine_grained.get("canReadGatedRepos"))
+
+
+def require_access(model: Model, token: Token | None) -> None:
+    """Returns where `token` can read the model at its pinned commit; raises KitError that says what is missing."""
+    assert model.repo_id
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import get_hf_file_metadata
+
+    sent: str | bool = token.value if token else False
+    smallest = min(model.files, key=lambda file: file.size)
+    with session() as api, hub_errors.about(model):
+        api.auth_check(model.repo_id, token=sent)
+        url = hf_hub_url(model.repo_id, smallest.path, revision=model.revision, endpoint=endpoint())
+        get_hf_file_metadata(url, token=sent, timeout=READ_TIMEOUT, endpoint=endpoint())
+
+
+def sign_in(token: Token) -> None:
+    """Signs in as `hf auth login` does, so that the hf command and other libraries work too."""
+    from huggingface_hub import login
+
+    with session():
+        login(token=token.value, add_to_git_credential=False, skip_if_logged_in=False)
+
+
+def sign_out() -> bool:
+    """Removes what `sign_in` wrote; False where there was nothing."""
+    from huggingface_hub import constants
+
+    removed = False
+    for path in (constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH):
+        with contextlib.suppress(FileNotFoundError):
+            Path(path).unlink()
+            removed = True
+    return removed

@@ -1,0 +1,37 @@
+"""A model from the Hub, whole and proved."""
+
+from __future__ import annotations
+
+import click
+
+from kit import download as model_download
+from kit import registry
+from scripts import cli
+from scripts.options import option_model
+from scripts.progress import ByteProgress
+
+
+@click.command()
+@option_model
+def download(model: str) -> None:
+    """Download MODEL at its pinned commit into models/, every byte verified.
+
+    An interrupted download goes on where it stopped. A model that is whole asks nothing of the network.
+
+    \b
+    make download MODEL=llama-3.2-1b
+    make download MODEL=smollm2-135m
+    """
+    found = registry.find(model)
+    progress = ByteProgress(model)
+    try:
+        fetched = model_download.download(found, model_download.Listener(progress.show, progress.note))
+    finally:
+        progress.end()
+    state = "is here" if fetched else "was here already"
+    cli.note(f"{model} {state}: {found.size / 1e9:.2f} GB in models/{model}/, every sha256 as pinned")
+    cli.note(f"next: make run MODEL={model}")
+
+
+if __name__ == "__main__":
+    cli.main(download)

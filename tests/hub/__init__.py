@@ -1,0 +1,41 @@
+"""kit/serve.py made to misbehave for the real client: accounts and gated models, faults on command, a record of it all.
+
+with MisbehavingHub([model], gated={model.repo_id}, accounts={"hf_ada": Account("ada")}) as hub:
+    hub.misbehave("model.safetensors", Cut(after=1000), times=1)
+"""
+
+from __future__ import annotations
+
+from tests.hub.faults import (
+    Cut,
+    Delay,
+    IgnoreRange,
+    OtherDate,
+    Portal,
+    Redirect,
+    Stall,
+    Status,
+    WrongBytes,
+)
+from tests.hub.gate import Account
+from tests.hub.misbehaving import MisbehavingHub, Order, Record
+from tests.hub.tiny_model import big_file, serve_folder, tiny_model
+
+__all__ = [
+    "Account",
+    "Cut",
+    "Delay",
+    "IgnoreRange",
+    "MisbehavingHub",
+    "Order",
+    "OtherDate",
+    "Portal",
+    "Record",
+    "Redirect",
+    "Stall",
+    "Status",
+    "WrongBytes",
+    "big_file",
+    "serve_folder",
+    "tiny_model",
+]
