@@ -9,7 +9,7 @@ python := .venv/bin/python
 
 # What a person may set on the command line or in the environment reaches the scripts through the environment, letter for
 # letter. A plain `export` would mangle `$` and run a $(shell …) in a value.
-settings := MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE QUANT SEED TEMPERATURE JSON FROM PYTHON BUNDLE SHA256
+settings := REPO REVISION NAME MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE QUANT SEED TEMPERATURE JSON FROM PYTHON BUNDLE SHA256
 define take
 ifneq ($$(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -48,8 +48,24 @@ test: development $(starter) ## The tests (a few minutes, no internet)
 setup: environment ## .venv from the lock of this platform, and the starter model (PYTHON)
 	@$(python) -m scripts.setup && touch $(starter) && echo 'ready: make run' >&2
 
+.PHONY: login
+login: environment ## Signs in with HF_TOKEN from .env, and says whether it can read MODEL (MODEL)
+	@$(python) -m scripts.login
+
+.PHONY: logout
+logout: environment ## Forgets the token that login stored
+	@$(python) -m scripts.logout
+
+.PHONY: download
+download: environment ## MODEL at its pinned commit, every byte verified; goes on where it stopped (MODEL)
+	@$(python) -m scripts.download
+
+.PHONY: add-model
+add-model: environment ## A new section of env/models.toml from the Hub (REPO REVISION NAME)
+	@$(python) -m scripts.add_model
+
 .PHONY: doctor
-doctor: ## Checks machine, environment and model, and says what to do (MODEL JSON)
+doctor: ## Checks machine, environment, token and model, and says what to do (MODEL JSON)
 	@sh env/doctor.sh
 
 ##@ Maintain
@@ -59,11 +75,12 @@ lock: environment ## The locks, resolved anew from env/requirements*.in
 	@$(python) -m scripts.lock
 
 .PHONY: lint
-lint: development ## ruff, mypy, sh -n
+lint: development ## ruff, mypy, sh -n, and no token in any file
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@for file in env/*.sh .ci/run; do sh -n $$file || exit 1; done
+	@sh env/no-token.sh
 
 .PHONY: test-slow
 test-slow: development $(starter) ## What takes minutes: set-up from nothing, and what can go wrong in it

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 
-from kit import devices
+from kit import devices, hub_checks
 from kit.checks import FAIL, OK, Listed, Outcome
 from kit.registry import ROOT
 
 
 def listed(model_name: str) -> list[Listed]:
-    """Every check of this stage, for the model that is chosen. The Hub's checks have the ids from D30 on."""
-    return [("D20", "libraries", check_libraries), ("D21", "device", check_device)]
+    """Every check of this stage, for the model that is chosen."""
+    # First, so that the network is asked while the libraries are imported.
+    hub = hub_checks.listed(model_name)
+    return [("D20", "libraries", check_libraries), ("D21", "device", check_device), *hub]
 
 
 def check_libraries() -> Outcome:

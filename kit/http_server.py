@@ -133,6 +133,7 @@ class _Connection(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server refuses by itself: every other method (its 501), and what is no HTTP."""
         self.close_connection = True
+        self.request_version = self.protocol_version  # what could not be read counts as HTTP/0.9, which has no status
         if code == HTTPStatus.NOT_IMPLEMENTED:
             self._reply(lambda request: Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD"}))
         else:

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -103,19 +104,26 @@ def token_to_send(model: Model) -> Token | None:
 @contextlib.contextmanager
 def session() -> Iterator[HfApi]:
     """The Hub's own client, with time-outs; what goes wrong in the block is raised as a KitError."""
-    os.environ.pop("HF_HUB_OFFLINE", None)
-    # Read when huggingface_hub is imported.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
-    from huggingface_hub import HfApi, set_client_factory
+    configure()
+    from huggingface_hub import HfApi
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    set_client_factory(_client)
     try:
         # token=False: a call sends the token that it is given, and never one that it finds by itself.
         yield HfApi(endpoint=endpoint(), token=False)
     except hub_errors.caught() as error:
         raise hub_errors.explain(error, endpoint()) from error
+
+
+@lru_cache(maxsize=1)
+def configure() -> None:
+    """Sets the client's time-outs. Once a process: a new client factory closes the client in use."""
+    # Read when huggingface_hub is imported.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
+    from huggingface_hub import set_client_factory
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    set_client_factory(_client)
 
 
 def _client() -> httpx2.Client:

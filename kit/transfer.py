@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
-from kit import hub_errors
+from kit import hub_errors, network_errors
 from kit.errors import KitError
 from kit.hasher import PIECE, Hasher
 from kit.registry import Model
@@ -96,7 +96,7 @@ def _receive_all(
                 have = _receive(remote, file, hasher, have, on_bytes)
             except _Broken as broken:
                 have = file.tell()
-                fruitless = 0 if have > before else fruitless + 1
+                fruitless = 1 if have > before else fruitless + 1
                 wait = broken.wait if broken.wait is not None else BACK_OFF[min(fruitless, len(BACK_OFF)) - 1]
                 if fruitless > len(BACK_OFF) or wait > LONGEST_WAIT:
                     raise broken.error from broken
@@ -112,7 +112,7 @@ def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_byte
     except urllib.error.HTTPError as error:
         raise _refused(remote, error) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken(hub_errors.explain_network(error, remote.url)) from error
+        raise _Broken(network_errors.explain(error, remote.url)) from error
     with response:
         _check_kind(remote, response, have)
         if response.status == 200 and have:
@@ -140,9 +140,11 @@ def _copy(
         try:
             count = read(memoryview(buffer)[: min(PIECE, remote.size - have)])
         except (OSError, http.client.HTTPException) as error:
-            raise _Broken(hub_errors.explain_network(error, remote.url)) from error
+            raise _Broken(network_errors.explain(error, remote.url)) from error
         if not count:
-            lost = KitError(f"{hub_errors.host(remote.url)} closed the connection early.", "the same command goes on")
+            lost = KitError(
+                f"{network_errors.host(remote.url)} closed the connection early.", "the same command goes on"
+            )
             raise _Broken(lost)
         file.write(memoryview(buffer)[:count])
         hasher.take(buffer, count)
@@ -151,7 +153,7 @@ def _copy(
         window_bytes += count
         if (now := time.monotonic()) - window_start > SLOW_WINDOW:
             if window_bytes < SLOW_BYTES:
-                slow = KitError(f"{hub_errors.host(remote.url)} sends next to nothing.", "check the network")
+                slow = KitError(f"{network_errors.host(remote.url)} sends next to nothing.", "check the network")
                 raise _Broken(slow)
             window_start, window_bytes = now, 0
     return have
@@ -176,7 +178,7 @@ def _open(remote: Remote, have: int) -> http.client.HTTPResponse:
             address = urljoin(address, error.headers["Location"])
             continue
         return response
-    raise _Broken(KitError(f"{hub_errors.host(remote.url)} redirects in a circle.", "try again later"))
+    raise _Broken(KitError(f"{network_errors.host(remote.url)} redirects in a circle.", "try again later"))
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -208,11 +210,12 @@ def _refused(remote: Remote, error: urllib.error.HTTPError) -> Exception:
 def _check_kind(remote: Remote, response: http.client.HTTPResponse, have: int) -> None:
     """Raises KitError for something else than the file: a network's log-in page, or another size than is pinned."""
     if response.headers.get_content_type() == "text/html":
-        raise hub_errors.explain_network(ValueError("a web page"), remote.url)
+        raise network_errors.explain(ValueError("a web page"), remote.url)
     length = response.headers.get("Content-Length")
     total = None if length is None else int(length) + (have if response.status == 206 else 0)
     if total is not None and total != remote.size:
+        host = network_errors.host(remote.url)
         raise KitError(
-            f"{remote.name} has {total} bytes at {hub_errors.host(remote.url)}, and {remote.size} in env/models.toml.",
+            f"{remote.name} has {total} bytes at {host}, and {remote.size} in env/models.toml.",
             "compare the commit there; if HF_ENDPOINT names a mirror, tell its keeper",
         )

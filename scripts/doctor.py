@@ -5,6 +5,7 @@ The one verb without click: its first stage runs before there is an environment,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any, Dict, Iterable, Iterator, List
 
 from kit import checks, machine_checks
 from kit.checks import FAIL, WARN, Check
+from kit.errors import KitError
 from kit.registry import ROOT
 
 USAGE = "usage: python -m scripts.doctor [--json]   (the model: MODEL, or .env's)"
@@ -28,8 +30,10 @@ def main(arguments: List[str]) -> int:
         return 2
     model = chosen_model()
     if SECOND_STAGE in arguments:
-        from kit import environment_checks
+        from kit import environment_checks, settings
 
+        with contextlib.suppress(KitError):  # a bad .env is D10's
+            settings.apply(settings.read())
         print(json.dumps([check.as_dict() for check in checks.run(environment_checks.listed(model))]))
         return 0
     as_json = "--json" in arguments or os.environ.get("JSON", "0") not in ("", "0")

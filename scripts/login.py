@@ -33,9 +33,7 @@ def login(model: str) -> None:
     hub.sign_in(token)
     cli.note(f"signed in as {account.name}, with a token of the scope {account.role} ({token.source})")
     if account.role == "write":
-        cli.note(
-            "warning: this token may also write; one that only reads is enough, and does less harm when lost"
-        )
+        cli.note("warning: this token may also write; one that only reads is enough, and does less harm when lost")
     if found.repo_id is None:
         cli.note(f"{found.name} does not come from the Hub: no access to it is needed")
         return

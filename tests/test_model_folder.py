@@ -49,7 +49,7 @@ def test_a_missing_file_is_named_with_the_repair(model, name):
     (model.folder / name).unlink()
     with pytest.raises(KitError, match=rf"models/tiny/{name} is missing") as caught:
         model_folder.check(model)
-    assert "hf download some/tiny --revision c0ffee --local-dir models/tiny" in caught.value.hint
+    assert "make download MODEL=tiny" in caught.value.hint
 
 
 @pytest.mark.parametrize("look", [model_folder.check, model_folder.verify])

@@ -107,7 +107,7 @@ def test_prompt_file_is_taken_byte_for_byte(script, tmp_path, how):
 
 
 WRONG = [
-    (["--model", "gpt"], 2, "there is no model 'gpt'. Models: starter, llama-3.2-1b"),
+    (["--model", "gpt"], 2, "there is no model 'gpt'. Models: starter, llama-3.2-1b, smollm2-135m"),
     (["--method", "magic"], 2, "'magic' is not one of 'pipeline', 'manual'"),
     (["--device", "gpu"], 2, "DEVICE=gpu is unknown. Valid: auto, cpu, mps"),
     (["--device", "cuda"], 2, "CPU builds of torch"),
@@ -123,7 +123,7 @@ WRONG = [
     (["--quant", "q4_0"], 2, "QUANT is of a part that this version of the kit does not have yet"),
     (["--record"], 2, "--record is of a part"),
     (["--from", "x.json"], 2, "FROM is of a part"),
-    (["--model", "llama-3.2-1b"], 1, "the model llama-3.2-1b is not whole"),
+    (["--model", "llama-3.2-1b"], 1, "the model llama-3.2-1b is not here yet (2.48 GB)"),
 ]
 
 
@@ -147,8 +147,9 @@ def test_a_wrong_variable_is_refused_like_a_wrong_option(make, name, value):
 
 def test_a_model_that_is_not_there_says_what_to_type_and_how_to_go_on(script):
     done = script("run", "--model", "llama-3.2-1b")
-    assert "https://huggingface.co/meta-llama/Llama-3.2-1B" in done.err
-    assert "4e20de362430cd3b72f300e6b0f18e50e7166e08" in done.err
+    assert "2.48 GB" in done.err
+    assert "make login MODEL=llama-3.2-1b" in done.err
+    assert "make download MODEL=llama-3.2-1b" in done.err
     assert "make run MODEL=starter" in done.err
 
 

@@ -1,269 +1,173 @@
-"""The server of model folders, as HTTP: ranges, refusals, clients that stall or go away."""
+"""The server as huggingface_hub's own client meets it."""
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import json
+import filecmp
 import os
-import socket
-import subprocess
-import time
+import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 
-from kit import registry
-from kit.errors import KitError
-from kit.registry import Model, ModelFile
-from kit.serve import HubServer, served
-from tests.hub import big_file, serve_folder
-from tests.hub.raw import ask, dial
+from kit import model_folder
+from kit.serve import HubServer
+from tests.conftest import run_command
+from tests.hub import big_file, serve_folder, tiny_model
+from tests.hub.raw import past_proxies
+from tests.hub.tiny_model import REVISION
 
-CONTENT = bytes(range(256)) * 40
-FILE = "/org/name/resolve/main/model.safetensors"
+REPO = "tiny/llama"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "model"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(CONTENT)
-    (folder / "config.json").write_text("{}\n")
-    (folder / "sub" / "ä b#?%.txt").write_text("deep")
+@pytest.fixture(autouse=True)
+def _past_proxies(monkeypatch):
+    past_proxies(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tiny_model(tmp_path_factory.mktemp("model"))
+    (folder / "original").mkdir()
+    (folder / "original" / "params.json").write_text("{}\n")
+    (folder / "empty").touch()
     return folder
 
 
-@pytest.fixture
-def hub(folder):
-    with HubServer([serve_folder(folder, "org/name")]) as hub:
+@pytest.fixture(scope="module")
+def model(folder):
+    return serve_folder(folder, REPO)
+
+
+@pytest.fixture(scope="module")
+def hub(model):
+    with HubServer([model]) as hub:
         yield hub
 
 
+@pytest.fixture
+def api(hub):
+    return HfApi(hub.url, token=False)
+
+
+def same(left: Path, right: Path, names: list[str]) -> bool:
+    return filecmp.cmpfiles(left, right, names, shallow=False) == (names, [], [])
+
+
+@pytest.mark.parametrize("revision", [None, "main", REVISION])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "original/params.json", "empty"])
+def test_a_file_is_downloaded(api, folder, tmp_path, name, revision):
+    path = Path(api.hf_hub_download(REPO, name, revision=revision, cache_dir=tmp_path))
+    assert path.read_bytes() == (folder / name).read_bytes()
+    assert REVISION in path.parts
+
+
+def test_a_whole_model_is_downloaded(api, model, folder, tmp_path):
+    snapshot = Path(api.snapshot_download(REPO, cache_dir=tmp_path))
+    assert same(folder, snapshot, [file.path for file in model.files])
+
+
+def test_files_are_chosen_by_pattern(api, tmp_path):
+    api.snapshot_download(REPO, local_dir=tmp_path, allow_patterns=["*.json"], ignore_patterns=["original/*"])
+    names = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert names == {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+
+
+def test_the_hf_command_downloads_through_hf_endpoint(hub, model, folder, tmp_path):
+    environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    command = [str(Path(sys.executable).with_name("hf")), "download", REPO, "--local-dir", str(tmp_path / "local")]
+    done = run_command(command, env=environment)
+    assert done.status == 0, done.err
+    assert same(folder, tmp_path / "local", [file.path for file in model.files])
+
+
+def test_what_the_hub_tells_of_a_model(api, model):
+    info = api.model_info(REPO, files_metadata=True)
+    assert (info.id, info.sha, info.gated, info.private) == (REPO, REVISION, False, False)
+    for file, sibling in zip(model.files, info.siblings, strict=True):
+        assert (sibling.rfilename, sibling.size, sibling.blob_id) == (file.path, file.size, file.blob_id)
+        assert (sibling.lfs.sha256 if sibling.lfs else None) == (file.sha256 if file.lfs else None)
+
+
+def test_the_tree_of_a_model(api, model):
+    tree = list(api.list_repo_tree(REPO, recursive=True))
+    files = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    assert {path: entry.blob_id for path, entry in files.items()} == {file.path: file.blob_id for file in model.files}
+    assert files["model.safetensors"].lfs.sha256 == next(file.sha256 for file in model.files if file.lfs)
+    (folder,) = (entry for entry in api.list_repo_tree(REPO) if isinstance(entry, RepoFolder))
+    assert folder.path == "original"
+    assert [entry.path for entry in api.list_repo_tree(REPO, "original")] == ["original/params.json"]
+
+
+def test_who_asks_has_access(api):
+    api.auth_check(REPO)
+    assert api.file_exists(REPO, "config.json")
+    assert api.revision_exists(REPO, REVISION)
+    assert not api.file_exists(REPO, "no.json")
+    assert not api.revision_exists(REPO, "no")
+    assert not api.repo_exists("tiny/no")
+
+
 @pytest.mark.parametrize(
-    ("asked", "first", "stop"),
+    ("error", "ask"),
     [
-        ("0-9", 0, 10),
-        ("10-", 10, 10240),
-        ("-5", 10235, 10240),
-        ("0-", 0, 10240),
-        ("5-99999", 5, 10240),
-        ("-99999", 0, 10240),
+        (RepositoryNotFoundError, lambda api: api.model_info("tiny/no")),
+        (RepositoryNotFoundError, lambda api: api.auth_check("no")),
+        (RepositoryNotFoundError, lambda api: api.hf_hub_download("tiny/no", "config.json")),
+        (RepositoryNotFoundError, lambda api: api.snapshot_download("tiny/no")),
+        (RevisionNotFoundError, lambda api: api.model_info(REPO, revision="no")),
+        (RevisionNotFoundError, lambda api: api.hf_hub_download(REPO, "config.json", revision="refs/pr/1")),
+        (RevisionNotFoundError, lambda api: api.snapshot_download(REPO, revision="f" * 40)),
+        (EntryNotFoundError, lambda api: api.hf_hub_download(REPO, "no.json")),
+        (EntryNotFoundError, lambda api: list(api.list_repo_tree(REPO, "additional_chat_templates"))),
+        (HfHubHTTPError, lambda api: api.get_paths_info(REPO, "config.json")),
+        (HfHubHTTPError, lambda api: api.whoami("hf_whatever")),
     ],
 )
-def test_a_range_gives_these_bytes_and_no_others(hub, asked, first, stop):
-    reply = ask(hub.url, FILE, Range=f"bytes={asked}")
-    assert (reply.status, reply.body) == (206, CONTENT[first:stop])
-    assert reply.headers["Content-Range"] == f"bytes {first}-{stop - 1}/10240"
+def test_what_is_not_there_is_the_clients_own_error(api, error, ask, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(error):
+        ask(api)
 
 
-@pytest.mark.parametrize("asked", ["10240-", "9-3", "-0", "-", "", "a-b", "0-1,5-6", "+1-2", "0x1-", "9" * 30 + "-"])
-def test_a_range_that_cannot_be_had_is_refused_with_the_size(hub, asked):
-    reply = ask(hub.url, FILE, Range=f"bytes={asked}")
-    assert (reply.status, reply.body, reply.headers["Content-Range"]) == (416, b"", "bytes */10240")
-
-
-def test_a_resume_of_another_version_gets_the_whole_file(hub):
-    etag = ask(hub.url, FILE, "HEAD").headers["ETag"]
-    assert ask(hub.url, FILE, Range="bytes=5-", If_Range=etag).body == CONTENT[5:]
-    assert ask(hub.url, FILE, Range="bytes=5-", If_Range='"another"').body == CONTENT
-
-
-def test_a_head_says_what_a_get_would_and_sends_no_body(hub):
-    head, get = ask(hub.url, FILE, "HEAD", Range="bytes=0-9"), ask(hub.url, FILE)
-    del head.headers["Date"], get.headers["Date"]
-    assert (head.status, head.headers.items(), head.body) == (200, get.headers.items(), b"")
-    assert head.headers["Content-Length"] == head.headers["X-Linked-Size"] == "10240"
-    assert head.headers["X-Linked-Etag"] == head.headers["ETag"] == f'"{hashlib.sha256(CONTENT).hexdigest()}"'
-
-
-def test_ids_are_the_ones_that_git_gives(hub, folder):
-    def git(content: bytes) -> str:
-        command = ["git", "hash-object", "--stdin"]
-        return subprocess.run(command, input=content, capture_output=True, check=True).stdout.decode().strip()
-
-    sha256 = hashlib.sha256(CONTENT).hexdigest()
-    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize 10240\n".encode()
-    tree = {entry["path"]: entry for entry in json.loads(ask(hub.url, "/api/models/org/name/tree/main").body)}
-    assert tree["config.json"]["oid"] == git(b"{}\n")
-    assert ask(hub.url, "/org/name/resolve/main/config.json").headers["ETag"] == f'"{git(b"{}" + bytes([10]))}"'
-    assert tree["model.safetensors"]["oid"] == git(pointer)
-    assert tree["model.safetensors"]["lfs"] == {"oid": sha256, "size": 10240, "pointerSize": len(pointer)}
-    assert tree["sub"]["type"] == "directory"
-
-
-def test_any_name_can_be_had_under_its_quoted_path(hub):
-    assert ask(hub.url, "/org/name/resolve/main/sub/%C3%A4%20b%23%3F%25.txt?download=true").body == b"deep"
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "../secret",
-        "sub/../../secret",
-        "sub/../config.json",
-        "%2e%2e/secret",
-        "..%2fsecret",
-        "%2e%2e%2fsecret",
-        "..%5csecret",
-        "/etc/passwd",
-        "%2fetc%2fpasswd",
-        "config.json%00",
-        "config.json/",
-        "./config.json",
-        "sub",
-        "sub/",
-        "",
-        "unlisted",
-        "%ff%fe",
-    ],
-)
-def test_only_what_is_listed_can_be_had(hub, folder, path):
-    (folder.parent / "secret").write_text("secret")
-    (folder / "unlisted").write_text("secret")
-    reply = ask(hub.url, f"/org/name/resolve/main/{path}")
-    assert reply.status == 404
-    assert b"secret" not in reply.body
-
-
-@pytest.mark.parametrize(
-    "path", ["/", "/../secret", "//etc/passwd", "http://x/etc", "/org/name/", "/org", "/api/models/"]
-)
-def test_nothing_else_is_there_and_no_folder_is_listed(hub, path):
-    assert ask(hub.url, path).status in (400, 404)
-
-
-def test_a_symbolic_link_is_not_followed(hub, folder):
-    secret = folder.parent / "secret"
-    secret.write_bytes(CONTENT)
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to(secret)
-    assert ask(hub.url, FILE).status == 500
-    (folder / "sub").rename(folder.parent / "elsewhere")
-    (folder / "sub").symlink_to(folder.parent / "elsewhere")
-    assert ask(hub.url, "/org/name/resolve/main/sub/%C3%A4%20b%23%3F%25.txt").status == 500
-
-
-@pytest.mark.parametrize("spoil", [lambda file: file.unlink(), lambda file: file.write_bytes(b"short"), os.truncate])
-def test_a_file_that_changed_meanwhile_is_not_served(hub, folder, spoil):
-    file = folder / "model.safetensors"
-    spoil(file) if spoil is not os.truncate else (file.unlink(), os.mkfifo(file))
-    assert ask(hub.url, FILE).status == 500
-    assert ask(hub.url, "/org/name/resolve/main/config.json").status == 200
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
-def test_nothing_can_be_written(hub, method):
-    reply = ask(hub.url, "/api/models/org/name/paths-info/main", method, body=b"x" * 500_000)
-    assert (reply.status, reply.headers["Allow"], reply.headers["Connection"]) == (405, "GET, HEAD", "close")
-
-
-def test_what_is_no_http_is_refused(hub):
-    with dial(hub.url, "hello\r\n\r\n") as connection:
-        assert connection.recv(1 << 16).split(b"\r\n")[0] in (b"", b"HTTP/1.1 400 Bad Request")
-
-
-def test_a_connection_serves_many_requests_at_once_and_without_delay(hub):
-    connection = http.client.HTTPConnection(f"127.0.0.1:{hub.port}", timeout=5)
-    started = time.monotonic()
-    for _ in range(50):
-        connection.request("GET", "/api/models/org/name")
-        assert json.loads(connection.getresponse().read())["id"] == "org/name"
-    connection.close()
-    assert time.monotonic() - started < 1  # Nagle's algorithm would take 2 s
-
-
-def test_no_token_is_asked_for_and_none_is_used(hub):
-    for headers in ({}, {"Authorization": "Bearer hf_whatever"}):
-        assert ask(hub.url, FILE, **headers).status == 200
-        assert ask(hub.url, "/api/models/org/name/auth-check", **headers).status == 200
-        assert ask(hub.url, "/api/whoami-v2", **headers).status == 401
-
-
-def test_who_watches_sees_requests_and_no_secrets(folder):
+def test_nothing_of_xet_is_offered(model, tmp_path):
     seen = []
-    with HubServer([serve_folder(folder, "org/name")], on_request=seen.append) as hub:
-        ask(hub.url, f"{FILE}?token=hf_secret", Range="bytes=0-9", Authorization="Bearer hf_secret")
-        ask(hub.url, FILE, "POST")
-    assert [(one.method, one.path, one.status, one.sent) for one in seen] == [
-        ("GET", FILE, 206, 10),
-        ("POST", FILE, 405, 0),
-    ]
-    assert "hf_secret" not in repr(seen)
+    with HubServer([model], on_request=seen.append) as hub:
+        snapshot_download(REPO, endpoint=hub.url, token=False, cache_dir=tmp_path)
+    assert not [one for one in seen if "xet" in one.path or one.status >= 400]
 
 
-def test_thirty_clients_at_once_all_get_the_same_bytes(tmp_path):
-    big_file(tmp_path / "model.safetensors", 8_000_000)
-    expected = hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
-    with HubServer([serve_folder(tmp_path, "org/name")]) as hub, ThreadPoolExecutor(30) as room:
-        digests = room.map(lambda _: hashlib.sha256(ask(hub.url, FILE).body).hexdigest(), range(30))
-        assert set(digests) == {expected}
+def test_a_room_of_thirty_downloads_at_once(tmp_path):
+    big_file(tmp_path / "model.safetensors", 4_000_000)
+    model = serve_folder(tmp_path, REPO)
+
+    def download(seat: int) -> str:
+        cache = tmp_path / f"seat-{seat}"
+        path = hf_hub_download(REPO, "model.safetensors", endpoint=hub.url, token=False, cache_dir=cache)
+        digest = model_folder.sha256(Path(path))
+        shutil.rmtree(cache)
+        return digest
+
+    with HubServer([model]) as hub, ThreadPoolExecutor(30) as room:
+        assert set(room.map(download, range(30))) == {model.files[0].sha256}
 
 
-def test_a_client_that_takes_nothing_holds_up_nobody_and_is_let_go(tmp_path):
-    big_file(tmp_path / "model.safetensors", 50_000_000)
-    seen = []
-    with HubServer([serve_folder(tmp_path, "org/name")], on_request=seen.append, timeout=0.5) as hub:
-        stalled = [dial(hub.url, f"GET {FILE} HTTP/1.1\r\n\r\n") for _ in range(20)]
-        idle = dial(hub.url)
-        half_asked = dial(hub.url, "GET /api")
-        assert len(ask(hub.url, FILE).body) == 50_000_000
-        assert idle.recv(1) == half_asked.recv(1) == b""
-        wait_until(lambda: len(seen) == 21)
-        assert all(one.sent < 50_000_000 for one in seen if one is not seen[0])
-        for connection in (*stalled, idle, half_asked):
-            connection.close()
+def test_a_downloaded_model_loads_and_generates(hub, tmp_path):
+    folder = snapshot_download(REPO, endpoint=hub.url, token=False, local_dir=tmp_path)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-
-def test_a_client_that_goes_away_leaves_no_trace(tmp_path, capfd):
-    big_file(tmp_path / "model.safetensors", 50_000_000)
-    seen = []
-    with HubServer([serve_folder(tmp_path, "org/name")], on_request=seen.append) as hub:
-        for said in (
-            f"GET {FILE} HTTP/1.1\r\n\r\n",
-            "GET /a",
-            f"POST {FILE} HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
-            "",
-        ):
-            with dial(hub.url, said) as connection:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        wait_until(lambda: [one.method for one in seen if one.method == "GET"])
-        assert ask(hub.url, "/api/models/org/name").status == 200
-    assert capfd.readouterr() == ("", "")
-
-
-def test_closing_cuts_transfers_and_frees_the_port(tmp_path):
-    big_file(tmp_path / "model.safetensors", 50_000_000)
-    hub = HubServer([serve_folder(tmp_path, "org/name")])
-    with dial(hub.url, f"GET {FILE} HTTP/1.1\r\n\r\n") as connection:
-        connection.recv(1)
-        started = time.monotonic()
-        hub.close()
-        hub.close()
-        assert time.monotonic() - started < 1
-        HubServer([], port=hub.port).close()
-
-
-def test_a_port_that_is_taken_is_said(hub):
-    with pytest.raises(KitError, match=f"cannot listen on 127.0.0.1:{hub.port}"):
-        HubServer([], port=hub.port)
-
-
-def test_a_model_of_the_registry_is_served_where_it_is_whole(models):
-    file = ModelFile("config.json", 3, hashlib.sha256(b"{}\n").hexdigest())
-    model = Model("x", "X", "base", "MIT", "org/x", "a" * 40, True, 128, (file,), None)
-    with pytest.raises(KitError, match="not whole"):
-        served(model)
-    model.folder.mkdir()
-    (model.folder / "config.json").write_text("{}\n")
-    with HubServer([served(model)]) as hub:
-        assert ask(hub.url, f"/org/x/resolve/{'a' * 40}/config.json").body == b"{}\n"
-    with pytest.raises(KitError, match="does not come from the Hub"):
-        served(registry.find("starter"))
-
-
-def wait_until(true) -> None:
-    deadline = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    prompt = tokenizer("the words of this 🦙", return_tensors="pt")
+    assert tokenizer.decode(prompt.input_ids[0], skip_special_tokens=True) == "the words of this 🦙"
+    assert prompt.input_ids[0, 0] == model.config.bos_token_id
+    output = model.generate(**prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert output.shape == (1, prompt.input_ids.shape[1] + 8)
+    assert "HF_ENDPOINT" not in os.environ

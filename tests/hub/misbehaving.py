@@ -68,7 +68,7 @@ class Order:
 
 
 class MisbehavingHub(HubServer):
-    """A hub of `models`; files of those in `gated` are for `accounts` (by token) with access. Both may change any time."""
+    """A hub of `models`. The files of those in `gated` are for `accounts` (by token) with access; both may change."""
 
     def __init__(
         self,

@@ -1,0 +1,136 @@
+"""The server as HTTP: many clients, stalled clients, clients that go away; and nothing can be written."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from kit.errors import KitError
+from kit.serve import HubServer
+from tests.hub import big_file, serve_folder
+from tests.hub.raw import ask, dial, wait_until
+
+SIZE = 50_000_000
+FILE = "/org/name/resolve/main/model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    big_file(folder / "model.safetensors", SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return serve_folder(folder, "org/name")
+
+
+@pytest.fixture
+def hub(model):
+    with HubServer([model]) as hub:
+        yield hub
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND"])
+def test_nothing_can_be_written(hub, method):
+    reply = ask(hub.url, "/api/models/org/name/paths-info/main", method, body=b"x" * 500_000)
+    assert (reply.status, reply.headers["Allow"], reply.headers["Connection"]) == (405, "GET, HEAD", "close")
+
+
+def test_a_refused_body_is_let_through_to_its_end_so_that_the_answer_arrives(hub):
+    with dial(hub.url, f"POST {FILE} HTTP/1.1\r\nContent-Length: 9\r\n\r\n123") as connection:
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
+        for piece in (b"456", b"789"):
+            time.sleep(0.05)  # a closed connection would be reset by the first, and refuse the second
+            connection.sendall(piece)
+
+
+def test_what_is_no_http_is_refused(hub):
+    with dial(hub.url, "how do you do\r\n\r\n") as connection:
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+def test_a_connection_serves_many_requests_at_once_and_without_delay(hub):
+    connection = http.client.HTTPConnection(f"127.0.0.1:{hub.port}", timeout=5)
+    started = time.monotonic()
+    for _ in range(50):
+        connection.request("GET", "/api/models/org/name")
+        assert json.loads(connection.getresponse().read())["id"] == "org/name"
+    connection.close()
+    assert time.monotonic() - started < 1  # Nagle's algorithm would take 2 s
+
+
+def test_who_watches_sees_requests_and_no_secrets(model):
+    seen = []
+    with HubServer([model], on_request=seen.append) as hub:
+        ask(hub.url, f"{FILE}?token=hf_secret", Range="bytes=0-9", Authorization="Bearer hf_secret")
+        wait_until(lambda: seen)
+        ask(hub.url, FILE, "POST")
+        wait_until(lambda: len(seen) == 2)
+    assert [(one.method, one.path, one.status, one.sent) for one in seen] == [
+        ("GET", FILE, 206, 10),
+        ("POST", FILE, 405, 0),
+    ]
+    assert "hf_secret" not in repr(seen)
+
+
+def test_thirty_clients_at_once_all_get_the_same_bytes(hub, model):
+    with ThreadPoolExecutor(30) as room:
+        digests = room.map(lambda _: hashlib.sha256(ask(hub.url, FILE).body).hexdigest(), range(30))
+        assert set(digests) == {model.files[0].sha256}
+
+
+def test_a_client_that_takes_nothing_holds_up_nobody_and_is_let_go(model):
+    seen = []
+    with HubServer([model], on_request=seen.append, timeout=0.5) as hub:
+        stalled = [dial(hub.url, f"GET {FILE} HTTP/1.1\r\n\r\n") for _ in range(20)]
+        idle = dial(hub.url)
+        half_asked = dial(hub.url, "GET /api")
+        assert len(ask(hub.url, FILE).body) == SIZE
+        assert idle.recv(1) == half_asked.recv(1) == b""
+        wait_until(lambda: len(seen) == 21)
+        assert all(one.sent < SIZE for one in seen if one is not seen[0])
+        for connection in (*stalled, idle, half_asked):
+            connection.close()
+
+
+def test_a_client_that_goes_away_leaves_no_trace(model, capfd):
+    seen = []
+    with HubServer([model], on_request=seen.append) as hub:
+        for said in (
+            f"GET {FILE} HTTP/1.1\r\n\r\n",
+            "GET /a",
+            f"POST {FILE} HTTP/1.1\r\nContent-Length: 9\r\n\r\n",
+            "",
+        ):
+            with dial(hub.url, said) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        wait_until(lambda: [one.method for one in seen if one.method == "GET"])
+        assert ask(hub.url, "/api/models/org/name").status == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_closing_cuts_transfers_and_frees_the_port(model):
+    hub = HubServer([model])
+    with dial(hub.url, f"GET {FILE} HTTP/1.1\r\n\r\n") as connection:
+        got = len(connection.recv(1))
+        started = time.monotonic()
+        hub.close()
+        hub.close()
+        while piece := connection.recv(1 << 20):
+            got += len(piece)
+        assert got < SIZE
+        assert time.monotonic() - started < 1
+        HubServer([], port=hub.port).close()
+
+
+def test_a_port_that_is_taken_is_said(hub):
+    with pytest.raises(KitError, match=f"cannot listen on 127.0.0.1:{hub.port}"):
+        HubServer([], port=hub.port)

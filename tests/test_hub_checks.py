@@ -1,0 +1,159 @@
+"""The doctor's half that asks the Hub: what each check says, and quickly so without a network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kit import hub_checks
+from tests.hub import Account, Delay, MisbehavingHub, OtherDate, serve_folder, tiny_model
+from tests.hub_kit import TOKEN, HubKit, hub_kit, section
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    return serve_folder(tiny_model(tmp_path_factory.mktemp("tiny")), "meta/gated-1b")
+
+
+@pytest.fixture
+def kit(tmp_path, served):
+    from dataclasses import replace
+
+    free = replace(served, repo_id="free/open-1b")
+    with MisbehavingHub([served, free], gated={served.repo_id}, accounts={TOKEN: Account("ada")}) as hub:
+        yield hub_kit(tmp_path, hub, section("gated", served, gated=True) + section("open", free))
+
+
+PROGRAM = """
+import json, sys, time
+from kit import checks, hub_checks, settings
+settings.apply(settings.read())
+import huggingface_hub
+started = time.monotonic()
+found = [check.as_dict() for check in checks.run(hub_checks.listed(sys.argv[1]))]
+print(json.dumps([found, time.monotonic() - started]))
+"""
+
+
+def look(kit: HubKit, model: str = "gated", **env: str) -> dict[str, dict[str, str]]:
+    """The checks by id, in a process of their own as the doctor runs them."""
+    return ask(kit, model, **env)[0]
+
+
+def ask(kit: HubKit, model: str = "gated", **env: str) -> tuple[dict[str, dict[str, str]], float]:
+    import sys
+
+    from tests.conftest import run_command
+
+    environment = kit.environment(**{"SSL_CERT_FILE": "", "SSL_CERT_DIR": "", "REQUESTS_CA_BUNDLE": "", **env})
+    done = run_command([sys.executable, "-c", PROGRAM, model], cwd=kit.folder, env=environment)
+    assert done.status == 0, done.err
+    found, seconds = json.loads(done.out)
+    return {check["id"]: check for check in found}, seconds
+
+
+def test_all_is_well(kit):
+    found = look(kit, HF_TOKEN=TOKEN)
+    assert {check["state"] for check in found.values()} == {"ok"}, found
+    assert "well-formed, from HF_TOKEN" in found["D30"]["text"]
+    assert found["D31"]["text"] == "ada, scope read"
+    assert "meta/gated-1b at 0123456789ab can be read" in found["D32"]["text"]
+    assert "127.0.0.1" in found["D33"]["text"]
+    assert found["D35"]["text"].startswith("within ")
+
+
+def test_no_token_for_a_gated_model(kit):
+    found = look(kit)
+    assert found["D30"]["state"] == "FAIL"
+    assert "make login" in found["D30"]["next"]
+    assert found["D31"]["text"].startswith("skipped")
+
+
+def test_a_malformed_token(kit):
+    found = look(kit, HF_TOKEN="hf_x")
+    assert found["D30"]["state"] == "FAIL"
+    assert "cut short" in found["D30"]["text"]
+
+
+def test_a_rejected_token(kit):
+    kit.hub.accounts = {}
+    assert "rejects the token" in look(kit, HF_TOKEN=TOKEN)["D31"]["text"]
+
+
+def test_a_write_token_is_a_warning(kit):
+    kit.hub.accounts = {TOKEN: Account("ada", role="write")}
+    assert look(kit, HF_TOKEN=TOKEN)["D31"]["state"] == "WARN"
+
+
+def test_access_not_granted(kit):
+    kit.hub.accounts = {TOKEN: Account("ada", access="none")}
+    found = look(kit, HF_TOKEN=TOKEN)
+    assert (found["D31"]["state"], found["D32"]["state"]) == ("ok", "FAIL")
+    assert "accept the licence" in found["D32"]["next"]
+
+
+def test_an_open_model_needs_no_token(kit):
+    found = look(kit, "open")
+    assert {check["state"] for check in found.values()} == {"ok"}
+
+
+@pytest.mark.parametrize(("skew", "says"), [(7200, "120 minutes behind"), (-7200, "120 minutes ahead")])
+def test_a_clock_that_is_wrong(kit, skew, says):
+    kit.hub.misbehave("*", OtherDate(skew))
+    found = look(kit, "open")
+    assert found["D35"]["state"] == "FAIL"
+    assert says in found["D35"]["text"]
+
+
+def test_proxies_are_shown_without_their_password_and_a_missing_ca_file_fails(kit):
+    found = look(kit, "open", NO_PROXY="127.0.0.1", HTTPS_PROXY="http://me:secret@proxy.invalid:3128")
+    assert "HTTPS_PROXY=http://…@proxy.invalid:3128" in found["D36"]["text"]
+    assert "secret" not in str(found)
+    assert look(kit, "open", SSL_CERT_FILE="/nowhere.pem")["D36"]["state"] == "FAIL"
+    assert "has no effect" in look(kit, "open", REQUESTS_CA_BUNDLE="/x")["D36"]["text"]
+
+
+@pytest.mark.parametrize("case", ["refused", "DNS", "silent"])
+def test_without_a_network_each_check_says_so_in_5_seconds_in_all(kit, case):
+    endpoints = {"refused": "http://127.0.0.1:9", "DNS": "https://hub.invalid", "silent": kit.hub.url}
+    if case == "silent":
+        kit.hub.misbehave("*", Delay(30))
+    found, seconds = ask(kit, HF_TOKEN=TOKEN, HF_ENDPOINT=endpoints[case])
+    assert found["D33"]["state"] == "FAIL"
+    assert found["D31"]["state"] == "FAIL"
+    assert seconds < 5
+    assert hub_checks.DEADLINE < 5
+
+
+def test_a_model_that_is_whole_needs_no_hub(kit):
+    assert kit.run("download", "--model", "open").status == 0
+    found = look(kit, "open", HF_ENDPOINT="http://127.0.0.1:9")
+    assert found["D33"]["state"] == "WARN"
+
+
+def test_file_hosts_are_named_one_by_one(kit):
+    found = look(kit, "open", HF_ENDPOINT="", https_proxy="http://127.0.0.1:9")
+    assert all(name in found["D34"]["text"] for name in hub_checks.FILE_HOSTS)
+    assert "proxy 127.0.0.1:9" in found["D34"]["text"]
+
+
+def test_the_starter_asks_nothing(make):
+    document = json.loads(make("doctor", "JSON=1", env={"HF_ENDPOINT": "http://127.0.0.1:9"}).out)
+    hub = [check for check in document["checks"] if check["id"] >= "D30"]
+    assert len(hub) == len(hub_checks.NAMES)
+    assert all(check["text"] == "skipped: starter does not come from the Hub" for check in hub)
+
+
+def test_dotenv_reaches_the_second_stage(kit):
+    import sys
+
+    from tests.conftest import run_command
+
+    (kit.folder / ".env").write_text(f"HF_TOKEN={TOKEN}\n")
+    (kit.folder / ".env").chmod(0o600)
+    command = [sys.executable, "-m", "scripts.doctor", "--second-stage"]
+    done = run_command(command, cwd=kit.folder, env=kit.environment(MODEL="gated"))
+    assert done.status == 0, done.err
+    assert any(check["text"] == "ada, scope read" for check in json.loads(done.out))
+    assert TOKEN not in done.out
