@@ -73,6 +73,8 @@ def verify(model: Model, on_bytes: Callable[[int], None] = lambda count: None) -
 def write_stamp(model: Model) -> None:
     """Remembers that the files, as they are now, were found whole. A folder that cannot be written does without."""
     stamp = {file.path: _fingerprint(model, file) for file in model.files}
+    if stamp == _read_stamp(model):
+        return
     partial = model.folder / f"{STAMP}.{os.getpid()}"
     try:
         partial.write_text(json.dumps(stamp), encoding="utf-8")

@@ -28,6 +28,8 @@ def explain(error: Exception, endpoint: str) -> KitError:
     text = " / ".join(str(cause) for cause in chain(error))
     kinds = [type(cause).__name__ for cause in chain(error)]
     causes = list(chain(error))
+    if "offline mode is enabled" in text:
+        return KitError("HF_HUB_OFFLINE is set, and forbids asking the Hub.", f"unset HF_HUB_OFFLINE, {SAME_AGAIN}")
     if any(isinstance(cause, ssl.SSLError) for cause in causes) or "CERTIFICATE_VERIFY" in text or "[SSL" in text:
         return _explain_tls(where, text)
     if proxy := proxy_for(endpoint):

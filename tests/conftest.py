@@ -54,7 +54,8 @@ def run_command(
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    # HF_HUB_OFFLINE too, which a run sets in its own process, and so in this one.
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN and not name.startswith("HF_")}
 
 
 @pytest.fixture(autouse=True)

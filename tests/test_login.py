@@ -193,6 +193,12 @@ def test_an_unreachable_hub_says_which_way_is_blocked(kit, case):
     assert "secret" not in done.err
 
 
+def test_a_hub_that_is_forbidden_by_a_variable(kit):
+    done = log_in(kit, HF_HUB_OFFLINE="1")
+    assert done.status == 1
+    assert "HF_HUB_OFFLINE is set" in done.err
+
+
 def test_tls_that_is_not_tls(kit):
     done = log_in(kit, HF_ENDPOINT=kit.hub.url.replace("http://", "https://"))
     assert done.status == 1
