@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import List, Tuple
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -63,6 +65,23 @@ def _line_fault(line: str) -> str:
     return ""
 
 
-def open_to_others(path: Path) -> bool:
-    """True where other accounts of this machine can read the file."""
-    return os.name == "posix" and bool(path.stat().st_mode & 0o077)
+def exposures(path: Path) -> List[Tuple[str, str]]:
+    """Who but its owner could come to read the file: (what, what to do about it) each; none for a private one."""
+    found = []
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        found.append((".env can be read by other accounts of this machine", "chmod 600 .env"))
+    git = ["git", "-C", str(path.parent)]
+    if _says([*git, "ls-files", path.name]):
+        found.append((".env is in git, where its token does not belong", "git rm --cached .env"))
+    elif _says([*git, "rev-parse", "--is-inside-work-tree"]) and not _says([*git, "check-ignore", path.name]):
+        found.append(("git would commit .env", "add /.env to .gitignore"))
+    return found
+
+
+def _says(command: List[str]) -> str:
+    """What a command prints; "" where there is no such command or it fails."""
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    except OSError:
+        return ""
+    return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""

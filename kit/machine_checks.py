@@ -199,13 +199,8 @@ def check_dotenv(path: Path) -> Outcome:
 def check_secrecy(path: Path) -> Outcome:
     if not path.exists():
         return skipped("there is no .env")
-    if dotenv_file.open_to_others(path):
-        return Outcome(FAIL, ".env can be read by other accounts of this machine", "chmod 600 .env")
-    git = ["git", "-C", str(path.parent)]
-    if _output([*git, "ls-files", path.name]):
-        return Outcome(FAIL, ".env is in git, where its token does not belong", "git rm --cached .env")
-    if _output([*git, "rev-parse", "--is-inside-work-tree"]) and not _output([*git, "check-ignore", path.name]):
-        return Outcome(FAIL, "git would commit .env", "add /.env to .gitignore")
+    for text, following in dotenv_file.exposures(path):
+        return Outcome(FAIL, text, following)
     return Outcome(OK, "mode 600, and git leaves it alone")
 
 

@@ -17,7 +17,11 @@ from kit.registry import ROOT
 DOTENV = ROOT / ".env"
 
 # What .env may set for the libraries rather than for a verb's options.
+OPTION_NAMES = ("MODEL", "DEVICE", "METHOD", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "DTYPE", "QUANT", "SEED")
+OPTION_NAMES += ("TEMPERATURE", "JSON", "REPO", "REVISION", "NAME")
 LIBRARY_NAMES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "KIT_DEBUG")
+
+KNOWN = {*OPTION_NAMES, *LIBRARY_NAMES}
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ def read(path: Path = DOTENV) -> Settings:
     from dotenv import dotenv_values
 
     values = {name: value for name, value in dotenv_values(path, interpolate=False).items() if value}
-    warnings = [".env can be read by other accounts of this machine: chmod 600 .env"]
-    return Settings(values, tuple(warnings) if dotenv_file.open_to_others(path) else ())
+    warnings = [f"{what}: {following}" for what, following in dotenv_file.exposures(path)]
+    warnings += [f".env sets {name}, which nothing here reads" for name in values if name not in KNOWN]
+    return Settings(values, tuple(warnings))
 
 
 def apply(settings: Settings) -> None:

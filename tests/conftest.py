@@ -86,8 +86,9 @@ def make() -> Callable[..., Done]:
 
 def copy_kit(target: Path) -> Path:
     """The kit's own files, as a clone would have them; nothing generated."""
-    names = run_command(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).out.split("\0")
-    for name in filter(None, names):
+    listed = run_command(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).out
+    assert listed, "the tests copy the kit by git's list of its files: run them in a clone"
+    for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)

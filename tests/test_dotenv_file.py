@@ -71,6 +71,6 @@ def test_a_file_that_others_can_read_is_noticed(tmp_path: Path):
     path = tmp_path / ".env"
     path.write_text("MODEL=starter\n")
     path.chmod(0o644)
-    assert dotenv_file.open_to_others(path)
+    assert [following for _, following in dotenv_file.exposures(path)] == ["chmod 600 .env"]
     path.chmod(0o600)
-    assert not dotenv_file.open_to_others(path)
+    assert dotenv_file.exposures(path) == []

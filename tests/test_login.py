@@ -234,3 +234,35 @@ def test_the_commit_is_checked_and_not_only_the_repository(kit):
 def test_scope_of_a_fine_grained_token(kit):
     kit.hub.accounts[TOKEN] = Account("ada", role="fineGrained")
     assert "scope fineGrained" in log_in(kit).err
+
+
+def test_on_a_terminal_it_asks_for_the_token_and_does_not_show_it(kit):
+    import os
+    import pty
+
+    leader, follower = pty.openpty()
+    login = subprocess.Popen(
+        [sys.executable, "-m", "scripts.login", "--model", "gated"],
+        cwd=kit.folder,
+        env=clean_environment() | kit.environment(HF_TOKEN=""),
+        stdin=follower,
+        stdout=follower,
+        stderr=follower,
+        start_new_session=True,
+    )
+    os.close(follower)
+    said = b""
+    while b"Paste it (hidden)" not in said:
+        said += os.read(leader, 1024)
+    os.write(leader, f"{TOKEN}\n".encode())
+    assert login.wait(60) == 0
+    while True:
+        try:
+            said += os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        if b"next: make download" in said:
+            break
+    os.close(leader)
+    assert b"signed in as ada" in said
+    assert TOKEN.encode() not in said

@@ -10,6 +10,7 @@ import pytest
 
 from kit import settings
 from kit.errors import KitError
+from tests.conftest import run_command
 
 
 @pytest.fixture
@@ -52,6 +53,17 @@ def test_a_dotenv_that_others_can_read_warns_and_goes_on(kit_copy, script):
     done = script("run", "--max-new-tokens", "1", cwd=kit_copy)
     assert done.status == 0
     assert "chmod 600 .env" in done.err
+
+
+def test_a_dotenv_that_git_would_commit_warns_and_goes_on(kit_copy, script):
+    run_command(["git", "init", "-q"], cwd=kit_copy)
+    (kit_copy / ".gitignore").unlink()
+    (kit_copy / ".env").write_text("MODEL=starter\nHF_TOKE=x\n")
+    (kit_copy / ".env").chmod(0o600)
+    done = script("run", "--max-new-tokens", "1", cwd=kit_copy)
+    assert done.status == 0
+    assert "warning: git would commit .env: add /.env to .gitignore" in done.err
+    assert "warning: .env sets HF_TOKE, which nothing here reads" in done.err
 
 
 def test_library_names_reach_the_environment_once(tmp_path, monkeypatch):
