@@ -17,8 +17,10 @@ from kit.registry import ROOT
 DOTENV = ROOT / ".env"
 
 # What .env may set for the libraries rather than for a verb's options.
-OPTION_NAMES = ("MODEL", "DEVICE", "METHOD", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "DTYPE", "QUANT", "SEED")
-OPTION_NAMES += ("TEMPERATURE", "JSON", "REPO", "REVISION", "NAME")
+OPTION_NAMES = [
+    *("MODEL", "DEVICE", "METHOD", "DTYPE", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "SEED", "TEMPERATURE", "JSON"),
+    *("QUANT", "REPO", "REVISION", "NAME"),
+]
 LIBRARY_NAMES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "KIT_DEBUG")
 
 KNOWN = {*OPTION_NAMES, *LIBRARY_NAMES}
