@@ -13,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Tuple
 
+from kit.registry import ROOT
+
+# KIT_DOTENV names another file in its place: the tests must not read yours.
+PATH = Path(os.environ.get("KIT_DOTENV") or ROOT / ".env")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

@@ -35,8 +35,8 @@ def listed(model_name: str) -> List[Listed]:
         ("D07", "environment", check_environment),
         ("D08", "starter", lambda: check_model("starter")),
         ("D09", "model", lambda: check_chosen(model_name)),
-        ("D10", "dotenv", lambda: check_dotenv(ROOT / ".env")),
-        ("D11", "secrecy", lambda: check_secrecy(ROOT / ".env")),
+        ("D10", "dotenv", lambda: check_dotenv(dotenv_file.PATH)),
+        ("D11", "secrecy", lambda: check_secrecy(dotenv_file.PATH)),
     ]
 
 

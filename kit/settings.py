@@ -12,11 +12,8 @@ from pathlib import Path
 
 from kit import dotenv_file
 from kit.errors import KitError
-from kit.registry import ROOT
 
-DOTENV = ROOT / ".env"
-
-# What .env may set for the libraries rather than for a verb's options.
+# What .env may set: for the verbs' options, and for the libraries.
 OPTION_NAMES = [
     *("MODEL", "DEVICE", "METHOD", "DTYPE", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "SEED", "TEMPERATURE", "JSON"),
     *("QUANT", "REPO", "REVISION", "NAME"),
@@ -34,7 +31,7 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
 
-def read(path: Path = DOTENV) -> Settings:
+def read(path: Path = dotenv_file.PATH) -> Settings:
     """Reads .env; none is an empty one. Raises KitError that names each line that readers would disagree about."""
     try:
         content = path.read_bytes()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import Any, Dict, Iterable, Iterator, List
 
-from kit import checks, machine_checks
+from kit import checks, dotenv_file, machine_checks
 from kit.checks import FAIL, WARN, Check
 from kit.errors import KitError
 from kit.registry import ROOT
@@ -58,7 +58,7 @@ def chosen_model() -> str:
     if os.environ.get("MODEL"):
         return os.environ["MODEL"]
     try:
-        lines = (ROOT / ".env").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = dotenv_file.PATH.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     values = [line[len("MODEL=") :].strip() for line in lines if line.startswith("MODEL=")]

@@ -22,6 +22,10 @@ FOREIGN |= {"KIT_DEBUG", "PYTHON", "PYTHONPATH", "SHA256", "PYTHONDONTWRITEBYTEC
 FOREIGN |= {name for name in os.environ if name.startswith(("HF_", "PYTEST_"))}
 
 
+# The .env of whoever runs the tests stays out of them; a copy of the kit has its own.
+NO_DOTENV = str(ROOT / "tests" / "no.env")
+
+
 @dataclass(frozen=True)
 class Done:
     """A finished command, as the person who typed it sees it."""
@@ -41,7 +45,7 @@ def run_command(
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=clean_environment() | (env or {}),
+        env=clean_environment() | ({} if cwd == ROOT else {"KIT_DOTENV": ""}) | (env or {}),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
@@ -55,7 +59,8 @@ def run_command(
 
 def clean_environment() -> dict[str, str]:
     # HF_HUB_OFFLINE too, which a run sets in its own process, and so in this one.
-    return {name: value for name, value in os.environ.items() if name not in FOREIGN and not name.startswith("HF_")}
+    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN and not name.startswith("HF_")}
+    return kept | {"KIT_DOTENV": NO_DOTENV}
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ class HubKit:
         home.mkdir(exist_ok=True)
         return {
             "HF_ENDPOINT": self.hub.url,
+            "KIT_DOTENV": "",
             "HOME": str(home),
             "HF_HOME": str(home / "hf"),
             **dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy", "ALL_PROXY"), ""),

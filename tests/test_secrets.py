@@ -41,6 +41,8 @@ VERBS = [
     ["run", "--max-new-tokens", "1"],
     ["doctor"],
     ["add_model", "--repo", "meta/gated", "--name", "again"],
+    ["setup"],
+    ["lock"],
     ["logout"],
 ]
 
@@ -53,7 +55,7 @@ def test_no_output_and_no_file_holds_it(kit, state, debug):
     if state == "broken":
         kit.hub.misbehave("*", Status(500))
     for verb, *arguments in VERBS:
-        done = kit.run(verb, *arguments, KIT_DEBUG=debug)
+        done = kit.run(verb, *arguments, KIT_DEBUG=debug, UV_OFFLINE="1")
         assert TOKEN not in done.out + done.err, verb
         assert "Traceback" not in done.err or debug
         allowed = {"kit/.env", "home/hf/token", "home/hf/stored_tokens"}

@@ -1,0 +1,88 @@
+"""docs/troubleshooting.md quotes what the kit says, and what the kit says of the Hub is quoted there."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+
+import pytest
+
+from kit import hub_errors, network_errors, registry
+from kit.registry import ROOT
+
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+# *a message*, with … for what differs from case to case.
+QUOTES = [" ".join(quote.split()) for quote in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", PAGE)]
+
+
+def pieces(quote: str) -> list[str]:
+    return [piece.strip(" ,.") for piece in re.split("…", re.sub(r"\([^)]*\)", "…", quote)) if len(piece.strip()) > 3]
+
+
+def source() -> str:
+    python = "\n".join(
+        path.read_text(encoding="utf-8") for path in [*ROOT.glob("kit/*.py"), *ROOT.glob("scripts/*.py")]
+    )
+    # Literals that go on in the next line, and values that are put in, read as one text.
+    python = re.sub(r"\{[^{}]*\}", "…", re.sub(r'"\s*\n\s*f?"', "", python))
+    return python + "\n".join(path.read_text(encoding="utf-8") for path in ROOT.glob("env/*.sh"))
+
+
+def test_every_message_that_the_page_quotes_is_one_that_the_kit_says():
+    said = source()
+    for quote in QUOTES:
+        for piece in pieces(quote):
+            assert piece in said, quote
+
+
+def quoted(message: str) -> bool:
+    return any(all(piece in message for piece in pieces(quote)) for quote in QUOTES if pieces(quote))
+
+
+ANSWERS = [
+    (401, "GatedRepo", ""),
+    (403, "GatedRepo", ""),
+    (403, "GatedRepo", "Your request is awaiting a review"),
+    (403, "", "Please enable access to public gated repositories in your fine-grained token settings"),
+    (401, "", "Invalid credentials in Authorization header"),
+    (404, "RepoNotFound", ""),
+    (404, "RevisionNotFound", ""),
+    (404, "EntryNotFound", ""),
+    (429, "", ""),
+    (503, "", ""),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "said"), ANSWERS)
+def test_each_answer_of_the_hub_is_on_the_page(status, code, said):
+    model = registry.find("llama-3.2-1b")
+    headers = {"X-Error-Code": code, "X-Error-Message": said}
+    error = hub_errors.explain_status(status, headers, model, "https://huggingface.co")
+    assert quoted(error.message), error.message
+    assert error.hint
+
+
+FAULTS = [
+    socket.gaierror(-2, "Name or service not known"),
+    ConnectionRefusedError(111, "Connection refused"),
+    TimeoutError("timed out"),
+    ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate"),
+    ValueError("Expecting value"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_each_fault_of_the_network_is_on_the_page(fault, monkeypatch):
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    error = network_errors.explain(fault, "https://huggingface.co")
+    assert quoted(error.message), error.message
+    assert error.hint
+
+
+def test_a_proxy_that_blocks_is_on_the_page(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    error = network_errors.explain(ConnectionRefusedError(111, "Connection refused"), "https://huggingface.co")
+    assert quoted(error.message), error.message
