@@ -4,12 +4,15 @@
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
+# `make -j clean setup` means one after the other.
+.NOTPARALLEL:
 
 python := .venv/bin/python
 
 # What a person may set on the command line or in the environment reaches the scripts through the environment, letter for
 # letter. A plain `export` would mangle `$` and run a $(shell …) in a value.
-settings := REPO REVISION NAME MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE QUANT SEED TEMPERATURE JSON FROM PYTHON BUNDLE SHA256
+settings := REPO REVISION NAME MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE QUANT SEED TEMPERATURE JSON FROM PYTHON BUNDLE SHA256 PLATFORM PORT BASE_IMAGE MEMORY A B CODES \
+  METHODS DEVICES DTYPES QUANTS RUNS QUALITY
 define take
 ifneq ($$(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -22,7 +25,17 @@ $(foreach name,$(settings),$(eval $(call take,$(name))))
 flag = $(if $(findstring command,$(origin $(1))),$(if $(filter-out 0,$(value $(1))),$(2)))
 force := $(call flag,FORCE,--force)
 record := $(call flag,RECORD,--record)
-unexport FORCE RECORD
+allow-gated := $(call flag,ALLOW_GATED,--allow-gated)
+unexport FORCE RECORD ALLOW_GATED
+
+# So does this one, which has a value: nothing set long ago opens a port to a network.
+ifneq ($(findstring command,$(origin LISTEN)),)
+override LISTEN := $(value LISTEN)
+export LISTEN
+listen := --listen "$$LISTEN"
+else
+unexport LISTEN
+endif
 
 # The environment is what the lock says, under every locale and whatever else is active.
 export PYTHONUTF8 := 1
@@ -35,7 +48,7 @@ starter := models/starter/.verified.json
 ##@ The two commands
 
 .PHONY: run
-run: $(starter) ## One completion, streamed (MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE SEED TEMPERATURE JSON)
+run: $(starter) ## One completion, streamed (MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE QUANT SEED TEMPERATURE JSON RECORD FROM)
 	@$(python) -m scripts.run $(record)
 
 .PHONY: test
@@ -45,8 +58,10 @@ test: development $(starter) ## The tests (a few minutes, no internet)
 ##@ Set up
 
 .PHONY: setup
-setup: environment ## .venv from the lock of this platform, and the starter model (PYTHON)
-	@$(python) -m scripts.setup && touch $(starter) && echo 'ready: make run' >&2
+setup: ## .venv from the lock of this platform, and the starter model; BUNDLE needs no network (PYTHON BUNDLE SHA256)
+	@sh env/unbundle.sh
+	@sh env/bootstrap.sh
+	@$(python) -m scripts.setup && { [ ! -w $(starter) ] || touch $(starter); } && echo 'ready: make run' >&2
 
 .PHONY: login
 login: environment ## Signs in with HF_TOKEN from .env, and says whether it can read MODEL (MODEL)
@@ -64,9 +79,63 @@ download: environment ## MODEL at its pinned commit, every byte verified; goes o
 add-model: environment ## A new section of env/models.toml from the Hub (REPO REVISION NAME)
 	@$(python) -m scripts.add_model
 
+.PHONY: gguf
+gguf: $(starter) ## MODEL's weights for METHOD=llamacpp, which also writes them where they are missing (MODEL QUANT)
+	@$(python) -m scripts.gguf
+
 .PHONY: doctor
 doctor: ## Checks machine, environment, token and model, and says what to do (MODEL JSON)
 	@sh env/doctor.sh
+
+##@ Prove and measure
+
+.PHONY: verify
+verify: $(starter) ## Proves that this machine reproduces the reference (MODEL DEVICE DTYPE METHOD QUANT RECORD)
+	@$(python) -m scripts.verify $(record) $(force)
+
+.PHONY: compare
+compare: environment ## What differs between two reports (A B)
+	@$(python) -m scripts.compare
+
+.PHONY: readiness
+readiness: environment ## A room at a glance, from attendees' codes (CODES)
+	@$(python) -m scripts.readiness
+
+.PHONY: bench
+bench: $(starter) ## Times every method on every device: table, picture, JSON (MODEL DEVICES METHODS DTYPES QUANTS RUNS QUALITY)
+	@$(python) -m scripts.bench
+
+##@ In a room without internet
+
+.PHONY: bundle
+bundle: $(starter) ## All that a machine without a network needs, in dist/, and its digest (PLATFORM MODEL)
+	@$(python) -m scripts.bundle
+
+.PHONY: mirror
+mirror: environment ## Serves a bundle: to this machine, or with LISTEN=0.0.0.0 to its network (BUNDLE LISTEN PORT ALLOW_GATED)
+	@$(python) -m scripts.mirror $(listen) $(allow-gated)
+
+##@ In a CPU-only Linux container (any machine with Docker)
+
+.PHONY: docker-run
+docker-run: ## The same as run (the same variables, and MEMORY: its limit, 6g)
+	@sh env/docker.sh run $(record)
+
+.PHONY: docker-verify
+docker-verify: ## The same as verify
+	@sh env/docker.sh verify $(record)
+
+.PHONY: docker-bench
+docker-bench: ## The same as bench
+	@sh env/docker.sh bench
+
+.PHONY: docker-download
+docker-download: ## The same as download (MODEL)
+	@sh env/docker.sh download
+
+.PHONY: docker-test
+docker-test: ## The tests, in the container
+	@sh env/docker.sh test
 
 ##@ Maintain
 
@@ -79,7 +148,7 @@ lint: development ## ruff, mypy, sh -n, and no token in any file
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
-	@for file in env/*.sh .ci/run; do sh -n $$file || exit 1; done
+	@for file in env/*.sh .ci/*; do sh -n $$file || exit 1; done
 	@sh env/no-token.sh
 
 .PHONY: test-slow
@@ -114,4 +183,4 @@ $(starter): env/models.toml | environment
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))

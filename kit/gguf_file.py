@@ -8,6 +8,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -101,22 +102,30 @@ class GgufFile:
         shape = tuple(self._scalar("Q") for _ in range(dimensions))
         return name, shape[::-1], self._scalar("I"), self._scalar("Q")
 
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each tensor."""
+        return {name: self._size(tensor)[0] for name, tensor in self.tensors.items()}
+
+    def _size(self, tensor: GgufTensor) -> tuple[int, int]:
+        """The bytes of a tensor, and those of one of its rows."""
+        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        block_elements, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.block_type)]
+        row_bytes = tensor.shape[-1] // block_elements * block_bytes
+        return math.prod(tensor.shape[:-1]) * row_bytes, row_bytes
+
     def decode(self, name: str) -> numpy.ndarray:
         """Tensor `name` as float32, in its shape (rows first)."""
         import numpy
-        from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+        from gguf.constants import GGMLQuantizationType
         from gguf.quants import dequantize
 
         tensor = self.tensors[name]
-        block_type = GGMLQuantizationType(tensor.block_type)
-        block_elements, block_bytes = GGML_QUANT_SIZES[block_type]
-        *rows, columns = tensor.shape
-        row_bytes = columns // block_elements * block_bytes
-        size = row_bytes
-        for count in rows:
-            size *= count
+        size, row_bytes = self._size(tensor)
         if tensor.offset + size > len(self._bytes):
             raise KitError(f"{self.path} ends before its tensor {name} does.", "remove it, then: make setup")
         blocks = numpy.frombuffer(self._bytes, dtype=numpy.uint8, count=size, offset=tensor.offset)
-        values: numpy.ndarray = dequantize(blocks.reshape(*rows, row_bytes), block_type)
+        values: numpy.ndarray = dequantize(
+            blocks.reshape(*tensor.shape[:-1], row_bytes), GGMLQuantizationType(tensor.block_type)
+        )
         return values.astype(numpy.float32, copy=False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kit import hub_errors
+from kit import hub_errors, network_errors
 from kit.errors import KitError
 from kit.registry import Model
 
@@ -31,6 +32,13 @@ TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 # The Hub fills its form in from these: a fine-grained token that reads gated models, and nothing else.
 NEW_TOKEN_PAGE = f"{TOKEN_PAGE}/new?canReadGatedRepos=true&tokenType=fineGrained"
 
+# Read when huggingface_hub is first imported, by whatever function that is: it asks and tells nothing besides.
+for _name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
+    os.environ.setdefault(_name, "1")
+
+# Those of account pages have letters and digits, those of a log-in in the browser are JSON web tokens (RFC 7519).
+TOKEN_CHARACTERS = re.compile(r"[A-Za-z0-9._~+/=-]+")
+
 
 @dataclass(frozen=True)
 class Token:
@@ -42,35 +50,54 @@ class Token:
 
 @dataclass(frozen=True)
 class Account:
-    """Whose token it is. `role` is read, write or fineGrained; `reads_gated` is None where the Hub does not say."""
+    """Whose token it is. `role` is read, write or fineGrained."""
 
     name: str
     role: str
-    reads_gated: bool | None
 
 
 def endpoint() -> str:
-    """The Hub's address: HF_ENDPOINT or huggingface.co, without a slash at its end."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+    """The Hub's address: HF_ENDPOINT or huggingface.co, without a slash at its end.
+
+    Raises KitError for an HF_ENDPOINT that is no address, or has a password in it.
+    """
+    value = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
+    if not value:
+        return "https://huggingface.co"
+    try:
+        parts = urlsplit(value)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:
+        good = False
+    if not good or "@" in value:
+        raise KitError(
+            f"HF_ENDPOINT={network_errors.without_user(value)} is not the address of a Hub or mirror.",
+            "write it like http://192.168.1.10:8080, without user and password; or unset it for the Hub itself",
+        )
+    return value
 
 
 def is_trusted(address: str) -> bool:
-    """True where a token may be sent: over https, or to this machine itself. Never to a plain-http mirror."""
+    """True where a token may be sent: over https, or to this machine itself. Never in the clear over a network."""
     parts = urlsplit(address)
-    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme == "https":
+        return True
+    return parts.hostname in ("localhost", "127.0.0.1", "::1") and not network_errors.proxy_for(address)
 
 
 def find_token() -> Token | None:
     """The token in effect: HF_TOKEN (the environment or .env), else the Hub client's own file."""
     if value := os.environ.get("HF_TOKEN", "").strip():
         return Token(value, "HF_TOKEN")
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_token
 
     try:
-        value = Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8").strip()
+        # The client's own way to it renews one from `hf auth login` in a browser whose time is nearly up, and sends the
+        # endpoint the secret for that.
+        stored = get_token() if is_trusted(endpoint()) else Path(constants.HF_TOKEN_PATH).read_text("utf-8").strip()
     except OSError:
         return None
-    return Token(value, "the Hub client's token file") if value else None
+    return Token(stored, "the Hub client's token file") if stored else None
 
 
 def check_form(token: Token) -> None:
@@ -82,7 +109,7 @@ def check_form(token: Token) -> None:
         fault = "has a character in it that no token has"
     elif not token.value.startswith("hf_"):
         fault = "does not begin with hf_"
-    elif len(token.value) < 20 or not token.value[3:].isalnum():
+    elif len(token.value) < 20 or not TOKEN_CHARACTERS.fullmatch(token.value):
         fault = "is cut short, or has a character too many"
     if fault:
         raise KitError(
@@ -105,6 +132,7 @@ def token_to_send(model: Model) -> Token | None:
 def session() -> Iterator[HfApi]:
     """The Hub's own client, with time-outs; what goes wrong in the block is raised as a KitError."""
     configure()
+    network_errors.proxies()
     from huggingface_hub import HfApi
 
     try:
@@ -117,9 +145,6 @@ def session() -> Iterator[HfApi]:
 @lru_cache(maxsize=1)
 def configure() -> None:
     """Sets the client's time-outs. Once a process: a new client factory closes the client in use."""
-    # Read when huggingface_hub is imported.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_UPDATE_CHECK", "1")
     from huggingface_hub import set_client_factory
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -141,8 +166,7 @@ def account(token: Token) -> Account:
     with session() as api:
         said = api.whoami(token=token.value)
         access = (said.get("auth") or {}).get("accessToken") or {}
-        fine_grained = access.get("fineGrained") or {}
-        return Account(said["name"], access.get("role", "unknown"), fine_grained.get("canReadGatedRepos"))
+        return Account(said["name"], access.get("role", "unknown"))
 
 
 def require_access(model: Model, token: Token | None) -> None:
@@ -160,20 +184,46 @@ def require_access(model: Model, token: Token | None) -> None:
 
 
 def sign_in(token: Token) -> None:
-    """Signs in as `hf auth login` does, so that the hf command and other libraries work too."""
-    from huggingface_hub import login
+    """Signs in as `hf auth login` does, so that the hf command and other libraries work too. Raises KitError."""
+    from huggingface_hub import constants, login
 
     with session():
-        login(token=token.value, add_to_git_credential=False, skip_if_logged_in=False)
+        try:
+            login(token=token.value, add_to_git_credential=False, skip_if_logged_in=False)
+        except OSError as error:
+            if error.filename is None:  # of the network, then
+                raise
+            raise _not_stored(error, constants.HF_TOKEN_PATH) from error
 
 
 def sign_out() -> bool:
-    """Removes what `sign_in` wrote; False where there was nothing."""
+    """Removes the token that is signed in, and no other of the client's. False where none was; raises KitError."""
     from huggingface_hub import constants
+    from huggingface_hub._login import _logout_from_token
+    from huggingface_hub.utils._auth import get_stored_tokens
 
-    removed = False
-    for path in (constants.HF_TOKEN_PATH, constants.HF_STORED_TOKENS_PATH):
-        with contextlib.suppress(FileNotFoundError):
-            Path(path).unlink()
-            removed = True
-    return removed
+    active = Path(constants.HF_TOKEN_PATH)
+    try:
+        value = active.read_text(encoding="utf-8").strip()
+        for name in [name for name, stored in get_stored_tokens().items() if stored == value]:
+            _logout_from_token(name)
+        active.unlink(missing_ok=True)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _not_stored(error, str(active)) from error
+    return True
+
+
+def other_tokens() -> list[str]:
+    """The names of the tokens that the client keeps beside the one that is signed in."""
+    from huggingface_hub.utils._auth import get_stored_tokens
+
+    return sorted(get_stored_tokens())
+
+
+def _not_stored(error: OSError, path: str) -> KitError:
+    return KitError(
+        f"the Hub client's token file cannot be changed: {error.strerror} ({error.filename or path}).",
+        "check who owns it, or name another folder: HF_HOME=/path/to/folder, then the same command again",
+    )

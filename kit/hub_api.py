@@ -7,12 +7,12 @@ from which the client makes its exceptions. Nothing is offered of Xet, so client
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from kit.http_messages import Answer, FilePart, Request, Text
+from kit import file_answer
+from kit.http_messages import Answer, Request, Text
 from kit.served_models import ServedFile, ServedModel, git_id, open_file, pointer
 
 
@@ -62,46 +62,11 @@ class HubApi:
         file = next((file for file in model.files if file.path == path), None)
         if file is None:
             return _no_entry(model)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Accept-Ranges": "bytes",
-            "ETag": file.etag,
-            "X-Repo-Commit": model.revision,
-        }
+        headers = {"X-Repo-Commit": model.revision}
         if file.lfs:
             headers |= {"X-Linked-Etag": file.etag, "X-Linked-Size": str(file.size)}
-        asked = _asked_range(request, file)
-        part = range(file.size) if asked is None else _part(asked, file.size)
-        if asked is not None and not part:
-            return Answer(416, {"Content-Range": f"bytes */{file.size}", "X-Repo-Commit": model.revision})
-        content = open_file(model, file)
-        if content is None:
-            return error(500, "", "The file is no longer whole on this server")
-        if asked is not None:
-            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.size}"
-        return Answer(200 if asked is None else 206, headers, FilePart(content, part.start, len(part)))
-
-
-def _asked_range(request: Request, file: ServedFile) -> str | None:
-    """What stands behind `Range: bytes=`, where it counts (RFC 9110).
-
-    Not for a HEAD, nor with another ETag in If-Range: that asks for the whole of the file as it is now.
-    """
-    unit, _, asked = request.headers.get("range", "").partition("=")
-    if request.method == "HEAD" or unit != "bytes" or request.headers.get("if-range", file.etag) != file.etag:
-        return None
-    return asked
-
-
-def _part(asked: str, size: int) -> range:
-    """The bytes of `first-last`, `first-` or `-count`; none for what cannot be had, several ranges among it."""
-    match = re.fullmatch(r"([0-9]{0,19})-([0-9]{0,19})", asked)
-    if match is None or asked == "-":
-        return range(0)
-    first, last = match.groups()
-    if not first:
-        return range(max(0, size - int(last)), size)
-    return range(int(first), min(int(last) + 1, size) if last else size)
+        answer = file_answer.part_of(request, file.size, file.etag, lambda: open_file(model, file), headers)
+        return answer or error(500, "", "The file is no longer whole on this server")
 
 
 def _has_revision(model: ServedModel, revision: str) -> bool:

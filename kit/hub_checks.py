@@ -12,9 +12,7 @@ import urllib.request
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from kit import download, hub, network_errors, registry
 from kit.checks import FAIL, OK, WARN, Listed, Outcome, skipped
@@ -27,17 +25,23 @@ FILE_HOSTS = ("cas-bridge.xethub.hf.co", "cdn-lfs.hf.co")
 CLOCK_WARN = 300.0  # seconds off: certificates are still valid, signed links may not be
 
 PROXIES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
-CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def listed(model_name: str) -> list[Listed]:
     """Every check of the Hub, for the model that is chosen. A model that does not come from there has none."""
-    model = registry.find(model_name)
+    try:
+        model = registry.find(model_name)
+    except KitError:
+        return _all_skipped("which model it is about is not known (D09)")
     if model.repo_id is None:
-        reason = f"{model.name} does not come from the Hub"
-        return [(number, name, lambda: skipped(reason)) for number, name in NAMES]
-    looks = _looks(model, Lookups(model))
-    return [(number, name, looks[number]) for number, name in NAMES]
+        return _all_skipped(f"{model.name} does not come from the Hub")
+    looks = _looks(model)
+    here = download.is_complete(model)
+    return [(number, name, _softened(looks[number], here)) for number, name in NAMES]
+
+
+def _all_skipped(reason: str) -> list[Listed]:
+    return [(number, name, lambda: skipped(reason)) for number, name in NAMES]
 
 
 NAMES = [
@@ -55,8 +59,10 @@ class Lookups:
     """What the network says, each asked in a thread of its own from the start; `get` waits until the deadline."""
 
     def __init__(self, model: Model) -> None:
-        # Here and not in a thread: the Hub's client reads its settings when it is imported.
-        hub.configure()
+        # Here and not in a thread: the Hub's client reads its settings when it is imported, and two threads that import
+        # its parts at once wait for each other. Nor is it the network that this time is for.
+        with hub.session():
+            pass
         self._answers: dict[str, Any] = {}
         self._threads: dict[str, threading.Thread] = {}
         self._deadline = time.monotonic() + DEADLINE
@@ -65,11 +71,22 @@ class Lookups:
             self.hosts += [f"https://{name}" for name in FILE_HOSTS]
         for address in self.hosts:
             self._ask(address, partial(server_date, address))
-        self.token = hub.find_token()
-        if self.token and hub.is_trusted(hub.endpoint()):
-            token = self.token
-            self._ask("account", partial(hub.account, token))
-            self._ask("access", partial(hub.require_access, model, token))
+        # In a thread, too: the client may ask the Hub to renew the token that it keeps.
+        self._ask("token", hub.find_token)
+        if hub.is_trusted(hub.endpoint()):
+            self._ask("account", lambda: self.token and hub.account(self.token))
+            if model.gated:
+                self._ask("access", partial(self._require_access, model))
+
+    def _require_access(self, model: Model) -> None:
+        if token := self.token:
+            hub.require_access(model, token)
+
+    @property
+    def token(self) -> hub.Token | None:
+        """The token in effect. Raises KitError for a silence."""
+        found: hub.Token | None = self.get("token")
+        return found
 
     def _ask(self, name: str, question: Callable[[], Any]) -> None:
         def run() -> None:
@@ -77,6 +94,8 @@ class Lookups:
                 self._answers[name] = question()
             except KitError as error:
                 self._answers[name] = error
+            except Exception as error:  # or the thread's end would look like a silence
+                self._answers[name] = KitError(f"{type(error).__name__}: {error}", "please report it")
 
         self._threads[name] = threading.Thread(target=run, daemon=True)
         self._threads[name].start()
@@ -96,8 +115,9 @@ def server_date(address: str) -> float | None:
     try:
         import httpx2
 
-        handler = urllib.request.HTTPSHandler(context=httpx2.create_ssl_context())
-        with urllib.request.build_opener(handler).open(request, timeout=DEADLINE) as response:
+        tls = urllib.request.HTTPSHandler(context=httpx2.create_ssl_context())
+        proxies = urllib.request.ProxyHandler(network_errors.proxies())
+        with urllib.request.build_opener(tls, proxies).open(request, timeout=DEADLINE) as response:
             date = response.headers.get("Date")
     except urllib.request.HTTPError as error:  # an answer is an answer
         date = error.headers.get("Date")
@@ -106,22 +126,17 @@ def server_date(address: str) -> float | None:
     return None if date is None else parsedate_to_datetime(date).timestamp() - time.time()
 
 
-def _looks(model: Model, lookups: Lookups) -> dict[str, Callable[[], Outcome]]:
-    here = download.is_complete(model)
-
-    def soften(look: Callable[[], Outcome]) -> Callable[[], Outcome]:
-        """A model that is whole needs no Hub: what fails is only worth a warning."""
-
-        def softened() -> Outcome:
-            try:
-                return look()
-            except KitError as error:
-                return Outcome(WARN if here else FAIL, error.message, error.hint)
-
-        return softened
-
-    looks: dict[str, Callable[[], Outcome]] = {
-        "D30": lambda: check_token(model, lookups.token),
+def _looks(model: Model) -> dict[str, Callable[[], Outcome]]:
+    """What each check does. Where a setting bars the way to the Hub, one says so and the others are skipped."""
+    for barred, require in (("D33", _name_endpoint), ("D36", check_network)):
+        try:
+            require()
+        except KitError:
+            rest = partial(skipped, f"the way to the Hub is not known ({barred})")
+            return {number: require if number == barred else rest for number, _ in NAMES}
+    lookups = Lookups(model)
+    return {
+        "D30": lambda: check_token(model, lookups),
         "D31": lambda: check_account(lookups),
         "D32": lambda: check_access(model, lookups),
         "D33": lambda: check_hub(lookups),
@@ -129,10 +144,22 @@ def _looks(model: Model, lookups: Lookups) -> dict[str, Callable[[], Outcome]]:
         "D35": lambda: check_clock(lookups),
         "D36": check_network,
     }
-    return {number: soften(look) for number, look in looks.items()}
 
 
-def check_token(model: Model, token: hub.Token | None) -> Outcome:
+def _softened(look: Callable[[], Outcome], here: bool) -> Callable[[], Outcome]:
+    """A model that is whole needs no Hub: what fails is only worth a warning."""
+
+    def softened() -> Outcome:
+        try:
+            return look()
+        except KitError as error:
+            return Outcome(WARN if here else FAIL, error.message, error.hint)
+
+    return softened
+
+
+def check_token(model: Model, lookups: Lookups) -> Outcome:
+    token = lookups.token
     if token is None:
         if model.gated:
             raise KitError(
@@ -148,7 +175,7 @@ def check_account(lookups: Lookups) -> Outcome:
     if lookups.token is None:
         return skipped("there is no token (D30)")
     if not hub.is_trusted(hub.endpoint()):
-        return skipped("HF_ENDPOINT is not https: no token is sent there")
+        return skipped("no token is sent to a HF_ENDPOINT without https, or through a proxy to this machine")
     account = lookups.get("account")
     if account.role == "write":
         return Outcome(
@@ -164,6 +191,10 @@ def check_access(model: Model, lookups: Lookups) -> Outcome:
         return skipped("no token is sent (D30, D31)")
     lookups.get("access")
     return Outcome(OK, f"{model.repo_id} at {model.revision[:12]} can be read")
+
+
+def _name_endpoint() -> Outcome:
+    return Outcome(OK, hub.endpoint())
 
 
 def check_hub(lookups: Lookups) -> Outcome:
@@ -183,7 +214,7 @@ def check_file_hosts(lookups: Lookups) -> Outcome:
         except KitError as error:
             silent[network_errors.host(address)] = error
     if silent:
-        text = "; ".join(f"{name}: {error.message}" for name, error in silent.items())
+        text = "; ".join(f"{name}: {error.message.rstrip('.')}" for name, error in silent.items())
         raise KitError(text, next(iter(silent.values())).hint)
     return Outcome(OK, ", ".join(network_errors.host(address) for address in hosts) + " answer")
 
@@ -204,18 +235,11 @@ def check_clock(lookups: Lookups) -> Outcome:
 
 
 def check_network() -> Outcome:
-    """Proxies and certificates in effect, without their passwords; a certificate file that is not there fails."""
-    parts = [f"{name}={without_password(os.environ[name])}" for name in PROXIES if os.environ.get(name)]
-    for name in CERTIFICATES:
-        if value := os.environ.get(name):
-            parts.append(f"{name}={value}")
-            if not Path(value).exists():
-                raise KitError(f"{name} names {value}, which is not there", f"unset {name}, or name the right file")
+    """Proxies and certificates in effect, without their passwords; those that cannot be used fail."""
+    network_errors.proxies()
+    network_errors.require_certificates()
+    parts = [f"{name}={network_errors.without_user(os.environ[name])}" for name in PROXIES if os.environ.get(name)]
+    parts += [f"{name}={os.environ[name]}" for name in network_errors.CERTIFICATES if os.environ.get(name)]
     if os.environ.get("REQUESTS_CA_BUNDLE") and not os.environ.get("SSL_CERT_FILE"):
         return Outcome(WARN, "REQUESTS_CA_BUNDLE has no effect here", "name the file in SSL_CERT_FILE")
     return Outcome(OK, ", ".join(parts) or "no proxy, the system's certificates")
-
-
-def without_password(address: str) -> str:
-    parts = urlsplit(address)
-    return address.replace(f"{parts.username}:{parts.password}@", "…@") if parts.password else address

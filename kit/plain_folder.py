@@ -42,10 +42,10 @@ def write(gguf: GgufFile, folder: Path, on_progress: Callable[[float], None] = l
     """
     if gguf.metadata.get("general.architecture") != "llama" or gguf.metadata.get("tokenizer.ggml.model") != "gpt2":
         raise KitError(f"{gguf.path} is not of the Llama architecture with a byte-level BPE tokenizer.")
-    _write_json(folder / "config.json", config(gguf))
-    _write_json(folder / "generation_config.json", generation_config(gguf))
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(gguf))
-    _write_json(folder / "tokenizer.json", tokenizer(gguf), indent=None)
+    write_json(folder / "config.json", config(gguf))
+    write_json(folder / "generation_config.json", generation_config(gguf))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(gguf))
+    write_json(folder / "tokenizer.json", tokenizer(gguf), indent=None)
     if template := gguf.metadata.get("tokenizer.chat_template"):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8", newline="")
     write_weights(gguf, folder / "model.safetensors", on_progress)
@@ -143,31 +143,33 @@ def tokenizer(gguf: GgufFile) -> dict[str, Any]:
 
 
 def write_weights(gguf: GgufFile, path: Path, on_progress: Callable[[float], None]) -> None:
-    """model.safetensors, a tensor at a time, so that memory holds one tensor and not the model.
-
-    The format is a length, a JSON header and the bytes: https://huggingface.co/docs/safetensors (its own writer takes
-    all tensors at once).
-    """
+    """model.safetensors, a tensor at a time, so that memory holds one tensor and not the model."""
     heads, kv_heads = (gguf.metadata[f"llama.attention.head_count{kind}"] for kind in ("", "_kv"))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in gguf.tensors.values():
-        start, end = end, end + 2 * math.prod(tensor.shape)
-        header[weight_name(tensor.name)] = {
-            "dtype": "BF16",
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    shapes = {weight_name(tensor.name): tensor.shape for tensor in gguf.tensors.values()}
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(safetensors_header(shapes))
         for done, name in enumerate(gguf.tensors, start=1):
             values = gguf.decode(name)
             if ".attn_q." in name or ".attn_k." in name:
                 values = unpermute(values, heads if ".attn_q." in name else kv_heads)
             file.write(bfloat16(values).data)
             on_progress(done / len(gguf.tensors))
+
+
+def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """What stands in front of the tensors' bytes, in bfloat16 and in this order.
+
+    The format is a length, a JSON header and the bytes: https://huggingface.co/docs/safetensors (its own writer takes
+    all tensors at once).
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text
 
 
 def weight_name(name: str) -> str:
@@ -197,5 +199,5 @@ def bfloat16(values: numpy.ndarray) -> numpy.ndarray:
     return (rounded >> 16).astype(numpy.uint16)
 
 
-def _write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> None:
+def write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8", newline="")

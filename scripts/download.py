@@ -25,12 +25,12 @@ def download(model: str) -> None:
     found = registry.find(model)
     progress = ByteProgress(model)
     try:
-        fetched = model_download.download(found, model_download.Listener(progress.show, progress.note))
+        fetched = model_download.download(found, model_download.Listener(progress.show, progress, progress.note))
     finally:
         progress.end()
     state = "is here" if fetched else "was here already"
     cli.note(f"{model} {state}: {found.size / 1e9:.2f} GB in models/{model}/, every sha256 as pinned")
-    cli.note(f"next: make run MODEL={model}")
+    cli.note(cli.in_words_of_the_caller(f"next: make run MODEL={model}"))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def login(model: str) -> None:
     found = registry.find(model)
     if not hub.is_trusted(hub.endpoint()):
         raise KitError(
-            f"{hub.endpoint()} is not https: a token is never sent there.",
+            f"{hub.endpoint()} is not https (or a proxy stands before it): a token is never sent there.",
             "a mirror needs none: make download; to sign in to the Hub itself, unset HF_ENDPOINT",
         )
     token = hub.find_token() or ask()

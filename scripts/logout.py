@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from kit import hub, settings
@@ -13,8 +15,13 @@ def logout() -> None:
     """Sign out of the Hub: remove the token that `make login` stored."""
     removed = hub.sign_out()
     cli.note("signed out: the stored token is removed" if removed else "nobody was signed in")
-    if settings.read().values.get("HF_TOKEN"):
+    if others := hub.other_tokens():
+        cli.note(f"the Hub client keeps other tokens, untouched: {', '.join(others)}; hf auth logout removes them")
+    written = settings.read().values.get("HF_TOKEN")
+    if written:
         cli.note(".env still holds HF_TOKEN: remove it there too (make never touches .env)")
+    if os.environ.get("HF_TOKEN") not in ("", None, written):
+        cli.note("the environment still holds HF_TOKEN: unset HF_TOKEN, and look where your shell sets it")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
+from click.core import ParameterSource
 
-from kit import devices, methods
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from kit import devices, methods, quants
 
 option_model = click.option(
     "--model",
@@ -33,7 +29,7 @@ option_dtype = click.option(
     default="auto",
     show_default=True,
     metavar=f"[{'|'.join(devices.DTYPES)}]",
-    help="auto is the number format of the weights.",
+    help="For pipeline and manual: auto is the number format of the weights.",
 )
 option_method = click.option(
     "--method",
@@ -41,22 +37,25 @@ option_method = click.option(
     type=click.Choice(methods.NAMES),
     default="pipeline",
     show_default=True,
-    help="Least code, or full control.",
+    help="Least code, full control, or llama.cpp.",
 )
 option_json = click.option(
     "--json", "as_json", envvar="JSON", is_flag=True, help="One JSON document on one line instead of text."
 )
+option_quant = click.option(
+    "--quant",
+    envvar="QUANT",
+    default="auto",
+    show_default=True,
+    metavar=f"[{'|'.join(quants.NAMES)}]",
+    help="For METHOD=llamacpp: auto is the GGUF as shipped, else bf16.",
+)
 
 
-def option_later(
-    name: str, variable: str = "", neutral: tuple[str, ...] = (), flag: bool = False
-) -> Callable[[Function], Function]:
-    """An option whose part does not exist yet: hidden, and refused unless its value is `neutral`."""
-
-    def refuse(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-        if value and value not in neutral:
-            raise click.UsageError(f"{variable or name} is of a part that this version of the kit does not have yet.")
-
-    return click.option(
-        name, envvar=variable or None, hidden=True, expose_value=False, is_flag=flag, callback=refuse, is_eager=True
-    )
+def number_formats(context: click.Context, method: str, dtype: str, quant: str) -> tuple[str, str]:
+    """`dtype` and `quant`, where .env set the one that the method does not have: auto. It stands there for other runs;
+    what is typed for this one is refused further down."""
+    foreign = "dtype" if method == methods.LLAMACPP else "quant"
+    if context.get_parameter_source(foreign) is ParameterSource.DEFAULT_MAP:
+        return ("auto", quant) if foreign == "dtype" else (dtype, "auto")
+    return dtype, quant

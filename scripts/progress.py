@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -43,11 +44,44 @@ class ProgressLine:
     def _say(self, what: str, text: str, fresh: bool) -> None:
         if self._terminal:
             lead = "\n" if fresh and self._what else "\r"
-            cli.note(lead + text.ljust(self._width), end="")
+            # A line that wraps cannot be drawn over.
+            text = text[: columns() - 1]
+            cli.note(lead + text.ljust(min(self._width, columns() - 1)), end="")
             self._width = len(text)
         else:
             cli.note(text)
         self._what, self._said = what, time.monotonic()
+
+
+def columns() -> int:
+    """How wide the terminal is that stderr goes to."""
+    try:
+        return int(os.environ.get("COLUMNS", "")) or 80
+    except ValueError:
+        pass
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+class StepProgress(ProgressLine):
+    """The same for steps that take about as long as each other, with a bar and the time left."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+        self._start = time.monotonic()
+
+    def __call__(self, what: str, done: int, count: int) -> None:  # type: ignore[override]
+        """`done` of `count` steps are done, and `what` comes now."""
+        if not (self._terminal or self._what == "" or self._due(done >= count)):
+            return
+        left = (time.monotonic() - self._start) / done * (count - done) if done else 0.0
+        bar = "#" * (BAR * done // count)
+        parts = [self._title, bar.ljust(BAR, ".") if self._terminal else "", f"{done / count:4.0%}"]
+        parts += [f"{clock(left)} left" if 0 < done < count else "", what]
+        self._say(self._title, " ".join(filter(None, parts)), self._what == "")
 
 
 class ByteProgress(ProgressLine):
@@ -73,7 +107,13 @@ class ByteProgress(ProgressLine):
         parts = f"{have / total:4.0%} {have / 1e9:.2f} of {total / 1e9:.2f} GB" + (
             f", {rate / 1e6:.0f} MB/s" if rate else ""
         )
-        self._say(self._title, " ".join(filter(None, [self._title, bar, parts + left, name])), self._what == "")
+        self._say(self._title, self._fitting(bar, parts + left, name), self._what == "")
+
+    def _fitting(self, bar: str, facts: str, name: str) -> str:
+        """As much as one line of the terminal holds: the file's name goes first, then the bar."""
+        lines = [[self._title, bar, facts, name], [self._title, bar, facts], [self._title, facts], [facts]]
+        texts = [" ".join(filter(None, line)) for line in lines]
+        return next((text for text in texts if not self._terminal or len(text) < columns()), texts[-1])
 
 
 def clock(seconds: float) -> str:

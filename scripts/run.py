@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
-from kit import generation, registry
+from kit import generation, recorded_run, registry, reports
+from kit.completion import DEFAULT_PROMPT, Completion, Request
 from kit.devices import Device
 from kit.errors import WrongUsage
-from kit.generation import Completion, Request
+from kit.recorded_run import Repetition
 from kit.registry import Model
 from scripts import cli
-from scripts.options import option_device, option_dtype, option_json, option_later, option_method, option_model
+from scripts.compare import beside
+from scripts.options import (
+    number_formats,
+    option_device,
+    option_dtype,
+    option_json,
+    option_method,
+    option_model,
+    option_quant,
+)
+from scripts.progress import ProgressLine
 
-DEFAULT_PROMPT = "Hello, who or what are you ?"
+NATURES = {
+    "base": "a base model: it continues text",
+    "instruct": "instruction-tuned, so not a base model; it stands in until you have one",
+    "random": "for speed and memory: what it writes means nothing",
+}
 
 
 @click.command()
@@ -51,20 +68,27 @@ DEFAULT_PROMPT = "Hello, who or what are you ?"
     help="Same seed, same draw.",
 )
 @option_json
-@option_later("--quant", "QUANT", neutral=("auto",))
-@option_later("--record", flag=True)
-@option_later("--from", "FROM")
+@option_quant
+@click.option("--ignore-eos", is_flag=True, hidden=True, help="No token ends the text early: for make bench.")
+@click.option("--record", is_flag=True, help="Write the run down, as reports/run-….json.")
+@click.option("--from", "source", envvar="FROM", metavar="REPORT", help="Repeat a run that was written down.")
+@click.pass_context
 def run(
+    context: click.Context,
     model: str,
     device: str,
     method: str,
     dtype: str,
+    quant: str,
+    ignore_eos: bool,
     prompt: str | None,
     prompt_file: str | None,
     max_new_tokens: int,
     temperature: float,
     seed: int,
     as_json: bool,
+    record: bool,
+    source: str | None,
 ) -> None:
     """Complete a prompt with a base model.
 
@@ -75,52 +99,95 @@ def run(
     make run METHOD=manual DEVICE=cpu MAX_NEW_TOKENS=20
     make -s run JSON=1 | python3 -m json.tool
     """
-    found = registry.find(model)
-    text = read_prompt(prompt, prompt_file)
-    request = Request(found, text, method, device, dtype, max_new_tokens, temperature, seed)
-    show_model(found)
+    if source:
+        refuse_beside_from(context)
+        report = reports.read(Path(source))
+        request = recorded_run.request_of(report)
+    else:
+        text = read_prompt(prompt, prompt_file)
+        dtype, quant = number_formats(context, method, dtype, quant)
+        request = Request(
+            registry.find(model), text, method, device, dtype, max_new_tokens, temperature, seed, quant, ignore_eos
+        )
+    show_model(request.model)
+
+    progress = ProgressLine()
 
     def show_device(chosen: Device) -> None:
-        cli.note(f"{method} on {chosen.name} ({chosen.reason}), {chosen.dtype} ({chosen.dtype_reason}) …")
+        progress.end()
+        cli.note(f"{request.method} on {chosen.name} ({chosen.reason}), {chosen.dtype} ({chosen.dtype_reason}) …")
         if not as_json:
-            cli.note(f"> {abridged(text)}")
+            cli.note(f"> {abridged(request.prompt)}")
 
-    completion = generation.complete(request, (lambda piece: None) if as_json else cli.result, show_device)
+    on_text = (lambda piece: None) if as_json else cli.result
+    completion = generation.complete(request, on_text, show_device, progress)
     if as_json:
         cli.result(json.dumps(completion.as_dict(), ensure_ascii=False) + "\n")
     elif not completion.text.endswith("\n"):
         cli.result("\n")
     cli.note(summary(completion))
+    if record:
+        path = reports.write("run", recorded_run.content(request, completion))
+        again = cli.in_words_of_the_caller(f"make run FROM={path.relative_to(registry.ROOT)}")
+        cli.note(f"written down: {again} repeats it")
+    if source:
+        show_repetition(recorded_run.compare(report, recorded_run.content(request, completion)))
+
+
+def refuse_beside_from(context: click.Context) -> None:
+    """FROM repeats a run as it was. What .env sets for all runs does not count as asked for."""
+    asked = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    names = ("model", "prompt", "prompt_file", *recorded_run.ASKED)
+    given = [name.upper() for name in dict.fromkeys(names) if context.get_parameter_source(name) in asked]
+    if given:
+        raise WrongUsage(
+            f"FROM repeats a run as it was: leave out {', '.join(given)}.", "make run FROM=reports/run-….json"
+        )
+
+
+def show_repetition(repetition: Repetition) -> None:
+    if repetition.first is None:
+        cli.note(f"the same {repetition.tokens} tokens as in the record")
+        return
+    cli.note(f"OTHER tokens than in the record, from token {repetition.first + 1} of {repetition.tokens} on")
+    for cause in repetition.causes[:10]:
+        then, now = beside(cause.a, cause.b)
+        cli.note(f"  {cause.name}: {then} then, {now} now")
+    if not repetition.causes:
+        cli.note("  nothing that is recorded differs: make verify looks closer")
+    raise click.exceptions.Exit(1)
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     """The prompt's text. An empty PROMPT is an empty prompt, not the default one."""
     if prompt_file is None:
         # click takes an empty variable for none.
-        import os
-
         prompt = os.environ.get("PROMPT", DEFAULT_PROMPT) if prompt is None else prompt
         if any("\ud800" <= character <= "\udfff" for character in prompt):
             raise WrongUsage("the prompt is not UTF-8 text.", "save it as UTF-8, then: make run PROMPT_FILE=prompt.txt")
         return prompt
+    shown = os.environ.get("KIT_PROMPT_NAME") or prompt_file  # the container gets the file through standard input
     if prompt is not None:
         raise WrongUsage("PROMPT and PROMPT_FILE are both given.", "give one of them")
     try:
-        content = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
+        content = read_stdin() if prompt_file == "-" else Path(prompt_file).read_bytes()
         return content.decode("utf-8")
     except OSError as error:
-        raise WrongUsage(f"PROMPT_FILE={prompt_file} cannot be read: {error.strerror}.") from error
+        raise WrongUsage(
+            f"PROMPT_FILE={shown} cannot be read: {error.strerror}.", "make run PROMPT_FILE=prompt.txt"
+        ) from error
     except UnicodeDecodeError as error:
-        raise WrongUsage(f"PROMPT_FILE={prompt_file} is not UTF-8 text (byte {error.start}).") from error
+        raise WrongUsage(f"PROMPT_FILE={shown} is not UTF-8 text (byte {error.start}).", "save it as UTF-8") from error
+
+
+def read_stdin() -> bytes:
+    if sys.stdin is None:  # Python's way to say that it is closed
+        raise WrongUsage("PROMPT_FILE=- reads standard input, and that is closed.", "make run PROMPT_FILE=prompt.txt")
+    return sys.stdin.buffer.read()
 
 
 def show_model(model: Model) -> None:
-    nature = (
-        "a base model: it continues text"
-        if model.kind == "base"
-        else "instruction-tuned, so not a base model; it stands in until you have one"
-    )
-    cli.note(f"{model.name} is {model.title}, {nature}")
+    cli.note(f"{model.name} is {model.title}, {NATURES[model.kind]}")
 
 
 def abridged(text: str, width: int = 200) -> str:
@@ -142,7 +209,8 @@ def summary(completion: Completion) -> str:
         f"total {completion.total_s:.1f} s",
         memory,
     ]
-    return f"[{completion.model}, {completion.device}, {completion.dtype}] " + ", ".join(parts)
+    number_format = completion.dtype or completion.quant
+    return f"[{completion.model}, {completion.device}, {number_format}] " + ", ".join(parts)
 
 
 if __name__ == "__main__":

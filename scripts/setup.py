@@ -11,17 +11,14 @@ import click
 from kit import registry, starter
 from kit.errors import KitError
 from scripts import cli
-from scripts.options import option_later
 from scripts.progress import ProgressLine
 
 # uv installs without bytecode. Compiling all of it takes 16 s, and most is never imported: the imports of a run compile
 # what they need, in 7 s, while the other core fetches and converts the starter model.
-WARM_UP = "from kit import generation; generation.import_libraries()"
+WARM_UP = "from kit import libraries; libraries.import_all()"
 
 
 @click.command()
-@option_later("--bundle", "BUNDLE")
-@option_later("--sha256", "SHA256")
 def setup() -> None:
     """Make the starter model, and the first run as fast as the second."""
     lock, warmed = registry.ROOT / ".venv" / "lock.txt", registry.ROOT / ".venv" / "warm"

@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, here and in the verbs that tests start: on two cores two workers with two threads each wait
+# for each other, and a replay of 5 s takes a minute.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from kit import devices, machine, model_folder, registry
 from kit.registry import ROOT, Model
 
@@ -19,6 +24,7 @@ from kit.registry import ROOT, Model
 FOREIGN = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "JSON", "QUANT", "FROM", "FORCE", "RECORD", "BUNDLE"}
 FOREIGN |= {"MODEL", "DEVICE", "METHOD", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "DTYPE", "SEED", "TEMPERATURE"}
 FOREIGN |= {"KIT_DEBUG", "PYTHON", "PYTHONPATH", "SHA256", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
+FOREIGN |= {"PLATFORM", "LISTEN", "PORT", "ALLOW_GATED", "METHODS", "DEVICES", "DTYPES", "QUANTS", "RUNS", "QUALITY"}
 FOREIGN |= {name for name in os.environ if name.startswith(("HF_", "PYTEST_"))}
 
 
@@ -91,13 +97,24 @@ def make() -> Callable[..., Done]:
 
 def copy_kit(target: Path) -> Path:
     """The kit's own files, as a clone would have them; nothing generated."""
-    listed = run_command(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).out
-    assert listed, "the tests copy the kit by git's list of its files: run them in a clone"
-    for name in filter(None, listed.split("\0")):
+    for name in own_files():
         if (ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target
+
+
+def own_files() -> list[str]:
+    """By git's list; in the container, which has no clone, by what lies there."""
+    if (ROOT / ".git").exists():
+        listed = run_command(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).out
+        return [name for name in listed.split("\0") if name]
+    generated = {".venv", "models", "reports", "dist", "__pycache__", ".pytest_cache"}
+    return [
+        str(path.relative_to(ROOT))
+        for path in ROOT.rglob("*")
+        if path.is_file() and path.suffix != ".whl" and not generated & set(path.relative_to(ROOT).parts)
+    ]
 
 
 @pytest.fixture
@@ -105,7 +122,9 @@ def kit_copy(tmp_path: Path) -> Path:
     """A copy of the kit whose starter model is whole, in files of its own, so that a test may break them."""
     folder = copy_kit(tmp_path / "kit")
     (folder / "models").mkdir()
-    shutil.copytree(ROOT / "models" / "starter", folder / "models" / "starter")
+    # Not the GGUF files that were written from it: a test makes its own.
+    written = shutil.ignore_patterns("*-bf16.gguf*", "*-q8_0.gguf*", "*-q4_0.gguf*")
+    shutil.copytree(ROOT / "models" / "starter", folder / "models" / "starter", ignore=written)
     return folder
 
 

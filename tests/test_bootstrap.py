@@ -8,12 +8,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from kit.registry import ROOT
-from tests.conftest import run_command
+from tests.conftest import Done, copy_kit, run_command
 
 PYTHON_3_8 = "it is Python 3.8, and the kit needs 3.11, 3.12 or 3.13"
 NOT_HERE = "exit 127"
@@ -166,6 +167,69 @@ def test_musl_is_named(on_path, bare_path):
     body = f'exec {REAL} -c "{lies} exec(sys.stdin.read())"'
     done = which(env={**bare_path(other=body), "PYTHON": "other"})
     assert "built on musl (Alpine)" in done.err
+
+
+@pytest.fixture
+def installing(tmp_path):
+    """A set-up at its last step, where uv is asked to install the lock: installing(uv="body", pip_config=…, **env).
+
+    The stand-in is uv: it writes down what it is asked for, in the file `asked`.
+    """
+    folder = copy_kit(tmp_path / "kit")
+    programs = folder / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (folder / ".venv" / "ready").write_text(f"{folder.resolve()}/.venv\n")
+
+    def install(uv: str = "", pip_config: str = "", **env: str) -> Done:
+        for name, body in {"python": f'exec {sys.executable} "$@"', "uv": f'echo "$@" >>asked\n{uv}'}.items():
+            (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+            (programs / name).chmod(0o755)
+        (tmp_path / "pip.conf").write_text(pip_config)
+        unset = dict.fromkeys(("PIP_FIND_LINKS", "UV_FIND_LINKS"), "")
+        config = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+        return run_command(["sh", "env/bootstrap.sh"], cwd=folder, env=unset | config | env)
+
+    return install
+
+
+FIND_LINKS = [
+    ({"PIP_FIND_LINKS": "/one /two"}, ["/one", "/two"]),
+    ({"UV_FIND_LINKS": "/one,https://host/two/"}, ["/one", "https://host/two/"]),
+    ({"pip_config": "[global]\nfind-links = /one\n"}, ["/one"]),
+    ({"pip_config": "[install]\nfind-links =\n  /one\n  /two\n"}, ["/one", "/two"]),
+    ({}, ["https://download.pytorch.org/whl/cpu/torch/"] if sys.platform == "linux" else []),
+]
+
+
+@pytest.mark.parametrize(("given", "links"), FIND_LINKS, ids=["pip", "uv", "global", "install", "none"])
+def test_torch_comes_from_the_machines_find_links_else_from_pytorchs_page(installing, tmp_path, given, links):
+    done = installing(**given)
+    assert done.status == 0, done.err
+    asked = (tmp_path / "kit" / "asked").read_text().split("pip sync ")[1].split()
+    assert [after for word, after in pairwise(asked) if word == "--find-links"] == links
+    assert "--require-hashes" in asked
+
+
+def test_a_wheel_that_is_there_for_another_python_alone_is_no_reason_to_try_again(installing):
+    """What uv 0.13 says of a folder of find-links that has torch for Python 3.11, asked by Python 3.12."""
+    says = "Because torch==2.13.0+cpu has no wheels with a matching Python ABI tag (e.g., `cp312`), we can conclude"
+    done = installing(uv=f"cat <<'END'\n{says}\nEND\nexit 1")
+    assert done.status == 1
+    assert says in done.err
+    assert "error: installing the packages failed: where packages are looked for, one has no wheel for this" in done.err
+    assert "next: another Python: make setup PYTHON=" in done.err
+
+
+def test_a_venv_of_another_python_is_made_anew_where_that_one_is_asked_for(installing, tmp_path, bare_path):
+    refuse = "import sys; sys._base_executable = '$0'; exec(sys.argv.pop(1))"
+    bare_path(
+        other=f'[ "$1" != -m ] || exit 1\n[ "$1" != -c ] || {{ shift; exec {REAL} -c "{refuse}" "$@"; }}\nexec {REAL}'
+    )
+    assert "anew" not in installing().err
+    (tmp_path / "kit" / ".venv" / "made-with").write_text("3.12.0 /elsewhere\n")
+    done = installing(PYTHON=str(tmp_path / "bare" / "other"))
+    assert "made with another Python: making it anew" in done.err
+    assert f"making .venv with Python {sys.version.split()[0]}" in done.err
 
 
 def test_when_everything_is_ready_it_says_nothing():

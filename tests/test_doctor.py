@@ -271,12 +271,53 @@ class TestSecrecy:
 
 
 def test_an_environment_that_does_not_import_is_said(monkeypatch):
-    from kit import generation
 
     def fail() -> None:
         raise ImportError("libtorch is gone")
 
-    monkeypatch.setattr(generation, "import_libraries", fail)
+    monkeypatch.setattr(environment_checks.libraries, "import_all", fail)
     outcome = environment_checks.check_libraries()
     assert outcome.state == FAIL
     assert "libtorch is gone" in outcome.text
+
+
+def test_an_unknown_model_leaves_the_second_stage_whole():
+    """D20 and D21 still look; the Hub's checks say why they do not."""
+    found = list(checks.run(environment_checks.listed("gpt")))
+    assert [check.state for check in found] == [OK] * len(found)
+    assert {check.text for check in found[2:]} == {"skipped: which model it is about is not known (D09)"}
+
+
+def test_json_comes_from_dotenv_too(kit_copy):
+    (kit_copy / ".env").write_text("JSON=1\n")
+    (kit_copy / ".env").chmod(0o600)
+    assert json.loads(run_command(["sh", "env/doctor.sh"], cwd=kit_copy).out)["model"] == "starter"
+
+
+def test_a_reader_that_goes_away_is_no_error(kit_copy):
+    done = run_command(["bash", "-c", "sh env/doctor.sh | true; echo ${PIPESTATUS[0]}"], cwd=kit_copy)
+    assert done.out == "0\n"
+    assert done.err == ""
+
+
+def test_a_closed_stdout_leaves_the_exit_status(tmp_path):
+    done = run_command(["sh", "-c", "exec sh env/doctor.sh >&-"], cwd=copy_kit(tmp_path / "kit"))
+    assert (done.status, done.err) == (0, "")
+
+
+def test_ctrl_c_ends_it_without_a_traceback(monkeypatch, capsys):
+    from scripts import doctor
+
+    def interrupt(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "main", interrupt)
+    assert doctor.entry() == 130
+    assert capsys.readouterr().err == "\nstopped\n"
+
+
+def test_a_dotenv_that_is_a_folder(kit_copy):
+    (kit_copy / ".env").mkdir()
+    outcome = machine_checks.check_dotenv(kit_copy / ".env")
+    assert outcome.state == FAIL
+    assert "move it away" in outcome.next

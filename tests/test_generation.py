@@ -20,13 +20,16 @@ def complete(starter):
     return call
 
 
-def test_both_methods_give_the_same_tokens_and_the_same_completion(complete):
+def test_the_methods_give_the_same_tokens_and_the_same_completion(complete):
     prompt = "Hello, who or what are you ?"
     pipeline = complete(prompt, method="pipeline", max_new_tokens=50)
     manual = complete(prompt, method="manual", max_new_tokens=50)
     assert pipeline.token_ids == manual.token_ids
     assert pipeline.text == manual.text
-    assert pipeline.prompt_tokens == manual.prompt_tokens == 8
+    # llama.cpp computes with other numbers (its own 4 bits, not their bfloat16): the same at first, for this prompt.
+    llamacpp = complete(prompt, method="llamacpp", max_new_tokens=20)
+    assert llamacpp.token_ids == manual.token_ids[:20]
+    assert pipeline.prompt_tokens == manual.prompt_tokens == llamacpp.prompt_tokens == 8
     assert pipeline.text.startswith('"\n\nThis sentence is a classic example of a rhetorical question')
 
 
@@ -53,6 +56,22 @@ def test_text_streams_as_it_is_generated(complete, method):
 def test_the_same_seed_draws_the_same_text_and_another_seed_another(complete, method):
     drawn = [complete(method=method, temperature=1.0, seed=seed).token_ids for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize("method", methods.NAMES)
+def test_without_an_end_it_goes_on_to_the_last_token_asked_for(complete, method):
+    """What makes the rows of a bench compare."""
+    chat = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
+    ended = complete(chat, method=method, max_new_tokens=60)
+    assert ended.new_tokens < 60
+    assert ended.token_ids[-1] == 2
+    forced = complete(chat, method=method, max_new_tokens=60, ignore_eos=True)
+    assert forced.new_tokens == 60
+    assert forced.token_ids[: ended.new_tokens - 1] == ended.token_ids[:-1]
+
+
+def test_a_temperature_next_to_0_draws_what_greedy_decoding_takes(complete):
+    assert complete(temperature=1e-320, max_new_tokens=6).token_ids == complete(max_new_tokens=6).token_ids
 
 
 def test_greedy_decoding_does_not_look_at_the_seed(complete):
@@ -85,7 +104,7 @@ def test_the_device_is_told_before_the_weights_are_read(starter, monkeypatch):
     assert order == ["cpu", "load"]
 
 
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.LOADERS)
 @pytest.mark.parametrize("device", ["cpu", "mps"])
 def test_weights_are_read_straight_onto_the_device(method, device, starter, monkeypatch):
     """What is asked of transformers, at its boundary: a device_map, and no copy by .to() afterwards."""
@@ -108,7 +127,7 @@ def test_weights_are_read_straight_onto_the_device(method, device, starter, monk
     assert asked["dtype"] == torch.bfloat16
 
 
-@pytest.mark.parametrize("method", methods.NAMES)
+@pytest.mark.parametrize("method", methods.LOADERS)
 def test_the_model_is_not_copied_after_it_was_read(method, starter, monkeypatch):
     import transformers
 

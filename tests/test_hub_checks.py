@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import sys
 
 import pytest
 
@@ -42,13 +44,12 @@ def look(kit: HubKit, model: str = "gated", **env: str) -> dict[str, dict[str, s
 
 
 def ask(kit: HubKit, model: str = "gated", **env: str) -> tuple[dict[str, dict[str, str]], float]:
-    import sys
-
     from tests.conftest import run_command
 
     environment = kit.environment(**{"SSL_CERT_FILE": "", "SSL_CERT_DIR": "", "REQUESTS_CA_BUNDLE": "", **env})
     done = run_command([sys.executable, "-c", PROGRAM, model], cwd=kit.folder, env=environment)
     assert done.status == 0, done.err
+    assert TOKEN not in done.out + done.err
     found, seconds = json.loads(done.out)
     return {check["id"]: check for check in found}, seconds
 
@@ -114,6 +115,14 @@ def test_proxies_are_shown_without_their_password_and_a_missing_ca_file_fails(ki
     assert "has no effect" in look(kit, "open", REQUESTS_CA_BUNDLE="/x")["D36"]["text"]
 
 
+def test_a_proxy_that_is_none_fails_alone_and_the_others_say_why_they_do_not_look(kit):
+    found = look(kit, "open", ALL_PROXY="socks5://me:secret@proxy.invalid:1080")
+    assert found["D36"]["state"] == "FAIL"
+    assert "socks5://…@proxy.invalid:1080 is not an HTTP proxy" in found["D36"]["text"]
+    assert found["D33"]["text"] == "skipped: the way to the Hub is not known (D36)"
+    assert kit.hub.requests == []
+
+
 @pytest.mark.parametrize("case", ["refused", "DNS", "silent"])
 def test_without_a_network_each_check_says_so_in_5_seconds_in_all(kit, case):
     endpoints = {"refused": "http://127.0.0.1:9", "DNS": "https://hub.invalid", "silent": kit.hub.url}
@@ -124,6 +133,37 @@ def test_without_a_network_each_check_says_so_in_5_seconds_in_all(kit, case):
     assert found["D31"]["state"] == "FAIL"
     assert seconds < 5
     assert hub_checks.DEADLINE < 5
+
+
+def sign_in_by_browser(kit: HubKit) -> None:
+    """What `hf auth login` leaves, its time nearly up: the client renews it when it is asked for the token."""
+    folder = kit.folder.parent / "home" / "hf"
+    folder.mkdir(parents=True)
+    (folder / "token").write_text(TOKEN)
+    (folder / "stored_tokens").write_text(f"[ada]\nhf_token = {TOKEN}\nrefresh_token = hf_renew\nexpires_at = 1\n")
+
+
+def test_a_token_that_is_renewed_keeps_to_the_5_seconds(kit):
+    sign_in_by_browser(kit)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        found, seconds = ask(kit, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+    assert found["D30"]["text"] == "no answer in time"
+    assert seconds < 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a second loopback address, which is not trusted, is Linux's")
+def test_no_secret_goes_to_a_mirror_without_https_to_renew_a_token(kit, served):
+    sign_in_by_browser(kit)
+    with MisbehavingHub([served], host="127.0.0.2") as mirror:
+        found = look(kit, HF_ENDPOINT=mirror.url)
+        assert "well-formed, from the Hub client's token file" in found["D30"]["text"]
+        assert found["D31"]["text"].startswith("skipped: no token is sent")
+        assert {record.method for record in mirror.requests} == {"HEAD"}
+
+
+def test_no_token_goes_to_an_open_model(kit):
+    look(kit, "open", HF_TOKEN=TOKEN)
+    assert {record.path for record in kit.hub.requests if record.authorization} == {"/api/whoami-v2"}
 
 
 def test_a_model_that_is_whole_needs_no_hub(kit):
@@ -146,8 +186,6 @@ def test_the_starter_asks_nothing(make):
 
 
 def test_dotenv_reaches_the_second_stage(kit):
-    import sys
-
     from tests.conftest import run_command
 
     (kit.folder / ".env").write_text(f"HF_TOKEN={TOKEN}\n")
@@ -157,3 +195,10 @@ def test_dotenv_reaches_the_second_stage(kit):
     assert done.status == 0, done.err
     assert any(check["text"] == "ada, scope read" for check in json.loads(done.out))
     assert TOKEN not in done.out
+
+
+def test_an_endpoint_that_is_no_address(kit):
+    found = look(kit, HF_TOKEN=TOKEN, HF_ENDPOINT="huggingface.co")
+    assert found["D33"]["state"] == "FAIL"
+    assert "HF_ENDPOINT=huggingface.co is not the address" in found["D33"]["text"]
+    assert found["D31"]["text"].startswith("skipped")

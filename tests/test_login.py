@@ -193,6 +193,32 @@ def test_an_unreachable_hub_says_which_way_is_blocked(kit, case):
     assert "secret" not in done.err
 
 
+# What stands in .env or a shell and can never work: (variable, its value), and what is said of it.
+MISTAKES = [
+    ("SSL_CERT_FILE", "/path/to/ca.pem", "SSL_CERT_FILE names /path/to/ca.pem, which is not there"),
+    ("SSL_CERT_FILE", __file__, f"SSL_CERT_FILE names {__file__}: put the CA"),
+    ("https_proxy", "proxy.invalid:none", "proxy.invalid:none is not an HTTP proxy"),
+    ("https_proxy", "http://ada:secret@", "…@ is not an HTTP proxy"),
+    ("ALL_PROXY", "socks5://ada:secret@proxy.invalid:1080", "socks5://…@proxy.invalid:1080 is not an HTTP proxy"),
+]
+
+
+@pytest.mark.parametrize("verb", ["login", "download"])
+@pytest.mark.parametrize(("name", "value", "says"), MISTAKES)
+def test_a_proxy_or_certificate_that_cannot_be_is_named(kit, verb, name, value, says):
+    https = kit.hub.url.replace("http://", "https://")
+    done = (
+        log_in(kit, HF_ENDPOINT=https, **{name: value})
+        if verb == "login"
+        else kit.run(verb, "--model", "open", HF_ENDPOINT=https, **{name: value})
+    )
+    assert done.status == 1
+    assert says in done.err
+    assert "next: " in done.err
+    assert "secret" not in done.err
+    assert "Going on in" not in done.err  # trying again would not help
+
+
 def test_a_hub_that_is_forbidden_by_a_variable(kit):
     done = log_in(kit, HF_HUB_OFFLINE="1")
     assert done.status == 1
@@ -219,7 +245,7 @@ def test_a_hub_that_does_not_answer_in_time(kit):
 def test_no_token_is_sent_to_a_mirror_without_https(kit):
     done = log_in(kit, HF_ENDPOINT="http://192.0.2.1:8080")
     assert done.status == 1
-    assert "is not https: a token is never sent there" in done.err
+    assert "a token is never sent there" in done.err
     assert "a mirror needs none: make download" in done.err
 
 
@@ -266,3 +292,43 @@ def test_on_a_terminal_it_asks_for_the_token_and_does_not_show_it(kit):
     os.close(leader)
     assert b"signed in as ada" in said
     assert TOKEN.encode() not in said
+
+
+def test_a_token_of_the_browsers_log_in_is_taken(kit):
+    token = "hf_oauth_" + "eyJhbGciOi" * 4 + ".a-b_c"
+    kit.hub.accounts = {token: Account("ada")}
+    assert log_in(kit, token=token).status == 0
+
+
+def test_logout_leaves_the_clients_other_tokens(kit):
+    assert log_in(kit).status == 0
+    stored = kit.folder.parent / "home" / "hf" / "stored_tokens"
+    stored.write_text(stored.read_text() + "[work]\nhf_token = hf_of_another_account\n")
+    done = kit.run("logout")
+    assert done.status == 0
+    assert token_files(kit) == []
+    assert "hf_of_another_account" in stored.read_text()
+    assert "keeps other tokens, untouched: work" in done.err
+
+
+def test_logout_names_a_token_in_the_environment(kit):
+    assert "the environment still holds HF_TOKEN" in kit.run("logout", HF_TOKEN=TOKEN).err
+
+
+def test_a_token_that_cannot_be_stored_says_where(kit, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = log_in(kit, HF_HOME=str(tmp_path / "file" / "hf"))
+    assert done.status == 1
+    assert "the Hub client's token file cannot be changed: Not a directory" in done.err
+    assert "HF_HOME=/path/to/folder" in done.err
+
+
+@pytest.mark.parametrize(
+    "address", ["huggingface.co", "https://", "ftp://hub.invalid", "https://ada:secret@hub.invalid"]
+)
+def test_an_endpoint_that_is_no_address_is_named(kit, address):
+    for verb in ("login", "download"):
+        done = kit.run(verb, "--model", "gated", HF_TOKEN=TOKEN, HF_ENDPOINT=address)
+        assert done.status == 1
+        assert "is not the address of a Hub or mirror" in done.err
+        assert "secret" not in done.err

@@ -87,8 +87,8 @@ def test_the_client_goes_on_after_a_cut_and_survives_an_ignored_range(hub, conte
 @pytest.mark.parametrize("after", [0, 1000])
 def test_a_stall_lasts_until_it_is_stopped(hub, content, after):
     stall = hub.misbehave(NAME, Stall(after))
-    threading.Timer(0.3, stall.stop).start()
     started = time.monotonic()
+    threading.Timer(0.3, stall.stop).start()
     assert ask(hub.url, FILE).body == content
     assert time.monotonic() - started >= 0.3
 

@@ -100,3 +100,19 @@ def test_a_folder_that_cannot_be_written_works_without_a_stamp(model, monkeypatc
     monkeypatch.setattr(model_folder.Path, "write_text", refuse)
     model_folder.check(model)
     assert not (model.folder / model_folder.STAMP).exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX accounts")
+def test_files_of_another_account_are_named(model, monkeypatch):
+    monkeypatch.setattr(model_folder.os, "access", lambda path, mode: not path.endswith("config.json"))
+    for look in (model_folder.check, model_folder.verify):
+        with pytest.raises(KitError, match=r"this account may not read models/tiny/config\.json") as raised:
+            look(model)
+        assert "ls -l models/tiny" in raised.value.hint
+
+
+def test_a_folder_in_the_place_of_a_file_is_a_file_that_is_missing(model):
+    (model.folder / "config.json").unlink()
+    (model.folder / "config.json").mkdir()
+    with pytest.raises(KitError, match=r"config\.json is missing"):
+        model_folder.check(model)

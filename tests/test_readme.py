@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from kit import tolerances
 from kit.registry import ROOT
 from tests.conftest import run_command
 
@@ -49,3 +50,13 @@ def test_the_answer_in_the_readme_is_the_one_that_a_run_gives():
     done = run_command(["make", "-s", "run", "DEVICE=cpu"])
     # The first dozen tokens: in bfloat16 other chips may go another way after that, for honest reasons.
     assert done.out[:60] in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_proof_in_the_readme_is_held_to_todays_tolerances():
+    shown = re.findall(
+        r"^ok +(float32|bfloat16) .+ \((\S+) and (\S+) allowed\)", (ROOT / "README.md").read_text(), re.M
+    )
+    assert shown
+    for dtype, mean, largest in shown:
+        allowed = tolerances.TABLE["cpu", dtype]
+        assert (float(mean), float(largest)) == (allowed.mean, allowed.largest)

@@ -25,7 +25,7 @@ def test_the_kits_own_models_are_pinned():
     assert {"starter", "llama-3.2-1b"} <= set(models)
     for model in models.values():
         assert all(re.fullmatch("[0-9a-f]{64}", file.sha256) and file.size for file in model.files)
-        assert model.kind in ("base", "instruct")
+        assert model.kind in ("base", "instruct", "random")
     assert models["llama-3.2-1b"].size == 2_480_783_094
     assert models["llama-3.2-1b"].kind == "base"
     assert models["starter"].repo_id is None

@@ -13,6 +13,7 @@ import pytest
 from kit.registry import ROOT
 
 HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tokenizers", "gguf", "accelerate"}
+HEAVY |= {"xllamacpp", "matplotlib", "psutil"}
 MODULES = sorted([*ROOT.glob("kit/**/*.py"), *ROOT.glob("scripts/**/*.py")])
 
 
@@ -73,10 +74,18 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run():
         assert re.search(rf"\b{re.escape(runner)}\b", workflow)
     assert ".ci/run" in workflow
     script = (ROOT / ".ci" / "run").read_text()
-    assert re.findall(r"^make (\S+)", script, re.MULTILINE) == ["lint", "test", "test-slow"]
+    assert re.findall(r"^ *make (\S+)", script, re.MULTILINE) == ["lint", "test", "test-slow", "docker-test"]
+    assert "REQUIRE_DOCKER=1" in script
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/measurements.md"])
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("troubleshooting", "measurements", "workshop", "bench")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_between_pages_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
@@ -84,7 +93,7 @@ def test_links_between_pages_lead_somewhere(page):
             assert ((ROOT / page).parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/troubleshooting.md", "docs/measurements.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_make_target_that_a_page_names_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make (?:-s )?([a-z][a-z-]+)", (ROOT / page).read_text()))

@@ -115,14 +115,19 @@ WRONG = [
     (["--prompt", ""], 2, "the prompt is empty"),
     (["--max-new-tokens", "0"], 2, "0 is not in the range x>=1"),
     (["--max-new-tokens", "-5"], 2, "-5 is not in the range x>=1"),
-    (["--max-new-tokens", "many"], 2, "'many' is not a valid integer"),
+    (["--max-new-tokens", "many"], 2, "'many' is not a whole number"),
     (["--temperature", "-1"], 2, "-1.0 is not in the range x>=0"),
-    (["--seed", "x"], 2, "'x' is not a valid integer"),
+    (["--temperature", "nan"], 2, "TEMPERATURE=nan: 0 is greedy decoding"),
+    (["--temperature", "inf"], 2, "TEMPERATURE=inf: 0 is greedy decoding"),
+    (["--temperature", "hot"], 2, "'hot' is not a number"),
+    (["--seed", "x"], 2, "'x' is not a whole number"),
     (["--prompt-file", "nowhere.txt"], 2, "PROMPT_FILE=nowhere.txt cannot be read: No such file"),
     (["--prompt", "a", "--prompt-file", "-"], 2, "PROMPT and PROMPT_FILE are both given"),
-    (["--quant", "q4_0"], 2, "QUANT is of a part that this version of the kit does not have yet"),
-    (["--record"], 2, "--record is of a part"),
-    (["--from", "x.json"], 2, "FROM is of a part"),
+    (["--quant", "q4_0"], 2, "QUANT=q4_0 is for METHOD=llamacpp; pipeline takes DTYPE"),
+    (["--method", "llamacpp", "--dtype", "float32"], 2, "METHOD=llamacpp takes QUANT"),
+    (["--method", "llamacpp", "--quant", "q3"], 2, "QUANT=q3 is"),
+    (["--method", "llamacpp", "--device", "cuda"], 2, "CPU builds of torch"),
+    (["--from", "x.json"], 2, "x.json cannot be read: No such file or directory"),
     (["--model", "llama-3.2-1b"], 1, "the model llama-3.2-1b is not here yet (2.48 GB)"),
 ]
 
@@ -133,6 +138,7 @@ def test_wrong_input_gets_what_happened_and_what_to_type(script, arguments, stat
     assert done.status == status
     assert f"error: {says}" in done.err or says in done.err
     assert done.err.startswith("error:") or "\nerror:" in done.err
+    assert "\n  next: " in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
 
@@ -232,6 +238,17 @@ def test_a_full_disk_behind_stdout_is_said(option):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("closed", "status", "out", "says"),
+    [(">&-", 1, "", "error: the output could not be written"), ("2>&-", 0, '"\n', "")],
+)
+def test_a_closed_stream_is_no_traceback(closed, status, out, says):
+    done = run_command(["sh", "-c", f"exec {sys.executable} -m scripts.run --max-new-tokens 1 {closed}"])
+    assert (done.status, done.out) == (status, out)
+    assert says in done.err
+    assert "Traceback" not in done.err
+
+
 def test_ctrl_c_stops_at_once_with_one_word():
     run = subprocess.Popen(
         [sys.executable, "-m", "scripts.run", "--max-new-tokens", "4000"],
@@ -240,6 +257,8 @@ def test_ctrl_c_stops_at_once_with_one_word():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever started the tests in the background had a shell that ignores it, and that is handed down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert run.stdout
     run.stdout.read(20)  # it is generating
@@ -284,3 +303,9 @@ def test_help_shows_every_option_with_its_default_and_imports_no_torch(script):
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.err.splitlines() if "|" in line}
     assert "click" in imported
     assert not imported & {"torch", "transformers", "numpy", "huggingface_hub"}
+
+
+def test_a_prompt_from_a_standard_input_that_is_closed(script):
+    done = run_command(["sh", "-c", f"exec {sys.executable} -m scripts.run --prompt-file - <&-"])
+    assert done.status == 2
+    assert "PROMPT_FILE=- reads standard input, and that is closed" in done.err

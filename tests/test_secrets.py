@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,76 +38,148 @@ def holders(kit: HubKit) -> set[str]:
     }
 
 
+# Every verb, in an order in which the first ones succeed. Those that take minutes follow below.
 VERBS = [
     ["login"],
     ["download"],
     ["run", "--max-new-tokens", "1"],
+    ["verify"],
     ["doctor"],
     ["add_model", "--repo", "meta/gated", "--name", "again"],
+    ["gguf"],
+    ["bundle"],
+    ["mirror"],
+    ["compare"],
+    ["readiness"],
+    ["unbundle"],
     ["setup"],
     ["lock"],
     ["logout"],
 ]
+SLOW_VERBS = [
+    ["doctor", "--second-stage"],
+    ["run", "--max-new-tokens", "2", "--record"],
+    ["verify", "--record"],
+    ["verify"],
+    ["bench", "--methods", "manual", "--runs", "1", "--tokens", "2"],
+]
+# `lock` and `bundle` fail at once, instead of copying the wheels of this machine's find-links.
+NO_INDEX = {"UV_OFFLINE": "1", "UV_FIND_LINKS": "", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": os.devnull}
 
 
-@pytest.mark.parametrize("debug", ["", "1"])
-@pytest.mark.parametrize("state", ["success", "rejected", "broken"])
-def test_no_output_and_no_file_holds_it(kit, state, debug):
-    if state == "rejected":
-        kit.hub.accounts = {}
-    if state == "broken":
-        kit.hub.misbehave("*", Status(500))
-    for verb, *arguments in VERBS:
-        done = kit.run(verb, *arguments, KIT_DEBUG=debug, UV_OFFLINE="1")
-        assert TOKEN not in done.out + done.err, verb
-        assert "Traceback" not in done.err or debug
-        allowed = {"kit/.env", "home/hf/token", "home/hf/stored_tokens"}
-        assert holders(kit) <= allowed, verb
-        for name in holders(kit):
-            assert (kit.folder.parent / name).stat().st_mode & 0o777 == 0o600
-    assert holders(kit) == {"kit/.env"}
+def test_every_verb_is_among_them():
+    verbs = {path.stem for path in ROOT.glob("scripts/*.py") if '__name__ == "__main__"' in path.read_text()}
+    assert verbs == {verb for verb, *_ in VERBS + SLOW_VERBS}
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="process arguments are read from Linux's /proc")
-def test_no_process_has_it_among_its_arguments(kit):
+@contextmanager
+def watched_processes(kit: HubKit) -> Iterator[list[bytes]]:
+    """The arguments of every process of this kit that had the token among them; none where there is no Linux's /proc.
+
+    Of this kit: with its home in the environment. Another test may run beside this one.
+    """
+    home = f"HOME={kit.folder.parent / 'home'}".encode()
     seen: list[bytes] = []
     stop = threading.Event()
 
     def watch() -> None:
-        while not stop.is_set():
+        while not stop.wait(0.01):
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
-                    line = path.read_bytes()
+                    line, environment = path.read_bytes(), path.with_name("environ").read_bytes()
                 except OSError:
                     continue
-                if TOKEN.encode() in line:
+                if TOKEN.encode() in line and home in environment.split(b"\0"):
                     seen.append(line)
-            time.sleep(0.005)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    for verb in ("login", "download"):
-        assert kit.run(verb).status == 0
-    stop.set()
-    watcher.join()
-    assert seen == []
+    try:
+        yield seen
+    finally:
+        stop.set()
+        watcher.join()
 
 
-def test_lint_refuses_a_file_with_a_token_and_does_not_show_it(tmp_path):
+def run_and_search(kit: HubKit, verbs: list[list[str]], debug: str) -> None:
+    for verb, *arguments in verbs:
+        with watched_processes(kit) as seen:
+            done = kit.run(verb, *arguments, KIT_DEBUG=debug, timeout=600, **NO_INDEX)
+        assert TOKEN not in done.out + done.err, verb
+        assert "Traceback" not in done.err or debug
+        assert seen == [], verb
+        assert holders(kit) <= {"kit/.env", "home/hf/token", "home/hf/stored_tokens"}, verb
+        for name in holders(kit):
+            assert (kit.folder.parent / name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+@pytest.mark.parametrize("state", ["success", "rejected", "broken"])
+def test_no_output_no_file_and_no_process_holds_it(kit, state, debug):
+    if state == "rejected":
+        kit.hub.accounts = {}
+    if state == "broken":
+        kit.hub.misbehave("*", Status(500, retry_after=0))
+    run_and_search(kit, VERBS, debug)
+    assert holders(kit) == {"kit/.env"}
+
+
+@pytest.mark.slow
+def test_no_report_holds_it(kit):
+    run_and_search(kit, [["login"], ["download"], *SLOW_VERBS], debug="")
+    reports = {path.suffix for path in (kit.folder / "reports").iterdir()}
+    assert reports == {".json", ".md", ".png"}
+
+
+def test_the_search_finds_a_process_that_has_it(kit):
+    with watched_processes(kit) as seen:
+        command = [sys.executable, "-c", "import time; time.sleep(0.5)", TOKEN]
+        subprocess.run(command, env=os.environ | kit.environment(), check=True)
+    assert seen or not Path("/proc").exists()
+
+
+ACCOUNT = "hf_" + "a1B2" * 8 + "xy"
+BROWSER = "hf_oauth_" + "eyJhbGciOi" * 4 + ".a1B2-c_d"
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
     folder = copy_kit(tmp_path / "kit")
     subprocess.run(["git", "init", "-q", folder], check=True, env=clean_environment())
-    assert run_command(["sh", "env/no-token.sh"], cwd=folder).status == 0
-    (folder / "notes of mine.md").write_text("HF_TOKEN=" + "hf_" + "a1B2" * 8 + "xy")
-    done = run_command(["sh", "env/no-token.sh"], cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("token", [ACCOUNT, BROWSER], ids=["account", "browser"])
+@pytest.mark.parametrize("name", ["notes of mine.md", "-v", "ä.txt"])
+def test_lint_refuses_a_file_with_a_token_and_does_not_show_it(clone, name, token):
+    assert run_command(["sh", "env/no-token.sh"], cwd=clone).status == 0
+    (clone / name).write_text(f"HF_TOKEN={token}")
+    done = run_command(["sh", "env/no-token.sh"], cwd=clone)
     assert done.status == 1
-    assert "notes of mine.md" in done.err
+    assert name in done.err
     assert "a1B2" not in done.err + done.out
     assert "env/no-token.sh" in (ROOT / "Makefile").read_text()
 
 
+def test_lint_refuses_a_token_that_is_staged_and_no_longer_in_the_file(clone):
+    (clone / "notes.md").write_text(f"HF_TOKEN={ACCOUNT}")
+    subprocess.run(["git", "-C", clone, "add", "notes.md"], check=True, env=clean_environment())
+    (clone / "notes.md").write_text("nothing")
+    done = run_command(["sh", "env/no-token.sh"], cwd=clone)
+    assert done.status == 1
+    assert "notes.md" in done.err
+
+
+def test_lint_does_not_pass_what_it_could_not_search(clone):
+    (clone / ".git" / "HEAD").write_text("nonsense")
+    done = run_command(["sh", "env/no-token.sh"], cwd=clone)
+    assert done.status == 1
+    assert "none was searched for tokens" in done.err
+
+
 def test_a_token_has_no_readable_repr():
+    from kit.file_request import Remote
     from kit.hub import Token
-    from kit.transfer import Remote
 
     assert TOKEN not in repr(Token(TOKEN, "HF_TOKEN"))
     assert TOKEN not in repr(Remote("http://127.0.0.1", "x", 1, "00", TOKEN))

@@ -87,3 +87,64 @@ def test_a_dotenv_that_cannot_be_read_says_so(tmp_path):
     (tmp_path / ".env").mkdir()
     with pytest.raises(KitError, match="cannot be read"):
         settings.read(tmp_path / ".env")
+
+
+VALUES = {
+    "MODEL": "smollm2-135m",
+    "DEVICE": "cpu",
+    "METHOD": "manual",
+    "DTYPE": "float32",
+    "PROMPT": "from the file",
+    "PROMPT_FILE": "prompt.txt",
+    "MAX_NEW_TOKENS": "3",
+    "SEED": "7",
+    "TEMPERATURE": "0.5",
+    "JSON": "1",
+    "QUANT": "q8_0",
+    "REPO": "owner/name",
+    "REVISION": "v1",
+    "NAME": "short",
+}
+
+
+@pytest.mark.parametrize("name", settings.OPTION_NAMES)
+def test_every_name_that_dotenv_may_set_reaches_its_option(name, monkeypatch):
+    import click
+
+    from scripts import add_model, cli, run
+
+    for other in settings.OPTION_NAMES:
+        monkeypatch.delenv(other, raising=False)
+    command = add_model.add_model if name in ("REPO", "REVISION", "NAME") else run.run
+    defaults = cli._defaults(settings.Settings({name: VALUES[name]}))
+    seen = {}
+    bare = click.Command("seen", params=command.params, callback=lambda **given: seen.update(given))
+    bare.main([], standalone_mode=False, default_map=defaults)
+    option = {"JSON": "as_json"}.get(name, name.lower())
+    assert str(seen[option]) == ("True" if name == "JSON" else VALUES[name])
+
+
+def test_what_overwrites_cannot_stand_in_dotenv():
+    from scripts import cli
+
+    assert cli._defaults(settings.Settings({"RECORD": "1", "FORCE": "1"})) == {}
+
+
+def test_an_empty_variable_does_not_hide_dotenvs(tmp_path, monkeypatch):
+    path = tmp_path / ".env"
+    path.write_text("HF_TOKEN=hf_file\n")
+    monkeypatch.setenv("HF_TOKEN", "")
+    settings.apply(settings.read(path))
+    assert os.environ["HF_TOKEN"] == "hf_file"
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE"])
+def test_a_companys_network_can_stand_in_dotenv(name, tmp_path, monkeypatch):
+    path = tmp_path / ".env"
+    path.write_text(f"{name}=/x\n")
+    path.chmod(0o600)
+    monkeypatch.setenv(name, "")
+    found = settings.read(path)
+    assert found.warnings == ()
+    settings.apply(found)
+    assert os.environ[name] == "/x"

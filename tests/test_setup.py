@@ -136,6 +136,12 @@ def test_a_venv_of_another_make_is_made_anew(clone, home):
     assert "making it anew" in done.err
 
 
+def test_a_wheel_of_uv_that_an_older_bundle_left_is_not_in_the_way(clone, home):
+    (clone / "env" / "wheels" / "uv-0.0.1-py3-none-any.whl").write_bytes(b"of an older lock")
+    done = make(clone, home, "environment")
+    assert done.status == 0, done.err
+
+
 def test_another_active_environment_does_not_matter(clone, home, tmp_path):
     with_starter(clone)
     other = tmp_path / "other"
@@ -211,14 +217,14 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_fetched(small_disk,
     clone = copy_kit(small_disk / "kit")
     done = make(clone, home, "run")
     assert done.status == 2
-    assert re.search(r"error: the environment needs 1300 MB on this disk, and 3\d\d MB are free", done.err)
+    assert re.search(r"error: the environment needs 1400 MB on this disk, and 4\d\d MB are free", done.err)
     assert not (clone / ".venv").exists()
 
 
 def test_a_disk_that_fills_up_on_the_way(small_disk, home):
     clone = copy_kit(small_disk / "kit")
     script = clone / "env" / "bootstrap.sh"
-    script.write_text(script.read_text().replace("NEEDED_MB=1300", "NEEDED_MB=100"))
+    script.write_text(script.read_text().replace("NEEDED_MB=1400", "NEEDED_MB=100"))
     done = make(clone, home, "run")
     assert done.status == 2
     assert "error: installing the packages failed: the disk is full" in done.err

@@ -11,10 +11,10 @@ from email.utils import format_datetime
 
 import pytest
 
-from kit import hub_errors, network_errors, transfer
+from kit import file_request, hub, hub_errors, network_errors, transfer
 from kit.errors import KitError
-from kit.transfer import Remote
-from tests.hub import Account, MisbehavingHub, serve_folder, tiny_model
+from kit.file_request import Remote
+from tests.hub import Account, Cut, MisbehavingHub, Redirect, Status, serve_folder, tiny_model
 from tests.hub.relay import ConnectProxy, TlsFront, certificate
 from tests.hub_kit import TOKEN, hub_kit, section
 
@@ -59,6 +59,40 @@ def test_a_proxy_is_gone_through_for_every_request(company):
         around = kit.run("login", "--model", "gated", **{**through, "no_proxy": "localhost", "NO_PROXY": "localhost"})
         assert around.status == 0, around.err
         assert len(proxy.passed) == asked
+
+
+def test_all_proxy_counts_where_there_is_no_other(company):
+    kit, front, environment = company
+    with ConnectProxy() as proxy:
+        through = {**environment, "ALL_PROXY": proxy.url, "no_proxy": "", "NO_PROXY": ""}
+        for verb in ("login", "download"):
+            done = kit.run(verb, "--model", "gated", **through)
+            assert done.status == 0, done.err
+        assert set(proxy.passed) == {f"CONNECT localhost:{front.port}"}
+        assert len(proxy.passed) >= len(kit.hub.asked("*/resolve/*", "GET")) == 5
+
+
+def test_no_network_at_all_is_said_in_words(tmp_path):
+    """What the kernel of a machine without a network says, through urllib as through the Hub's client."""
+    import urllib.error
+
+    cause = OSError(101, "Network is unreachable")
+    for error in (cause, urllib.error.URLError(cause)):
+        said = network_errors.explain(error, "https://huggingface.co")
+        assert (
+            said.message == "there is no way to huggingface.co from here: this machine has no network, or not that one."
+        )
+        assert "connect it to a network" in said.hint
+
+
+def test_what_is_said_is_a_sentence_without_urllibs_wrapping(monkeypatch):
+    import urllib.error
+
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    cause = urllib.error.URLError(OSError("Tunnel connection failed: 407 Proxy Authentication Required"))
+    said = network_errors.explain(cause, "https://huggingface.co").message
+    assert said.endswith("through: Tunnel connection failed: 407 Proxy Authentication Required.")
 
 
 @pytest.fixture
@@ -108,7 +142,103 @@ def test_back_off_grows_and_ends_with_what_happened(tmp_path):
     remote = Remote("http://127.0.0.1:9/file", "file", 10, "00")
     with pytest.raises(KitError, match=r"127\.0\.0\.1:9 refused the connection"):
         transfer.fetch(remote, tmp_path / "partial", sleep=waits.append)
+    assert waits == [1.0]
+
+
+def test_once_bytes_have_come_back_off_grows_to_half_a_minute(tmp_path):
+    """A network that goes away in the middle mostly comes back."""
+    content = b"x" * 1_000_000
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "config.json").write_text("{}")
+    (served / "file.bin").write_bytes(content)
+    waits: list[float] = []
+    with MisbehavingHub([serve_folder(served, "free/x")]) as hub:
+        hub.misbehave("file.bin", Cut(after=500_000), times=1)
+        hub.misbehave("file.bin", Cut(after=0))
+        remote = Remote(f"{hub.url}/free/x/resolve/main/file.bin", "file.bin", len(content), "00")
+        with pytest.raises(KitError, match="closed the connection early"):
+            transfer.fetch(remote, tmp_path / "partial", sleep=waits.append)
     assert waits == list(transfer.BACK_OFF) == sorted(transfer.BACK_OFF)
+    assert sum(waits) >= 30
+
+
+def test_a_refused_certificate_is_not_asked_again(company, tmp_path):
+    _, front, _ = company
+    waits: list[float] = []
+    with pytest.raises(KitError, match="was refused"):
+        transfer.fetch(Remote(f"{front.url}/x", "x", 1, "00"), tmp_path / "partial", sleep=waits.append)
+    assert waits == []
+
+
+@pytest.mark.parametrize("location", ["http://localhost:1/x", "file:///etc/passwd", "ftp://localhost/x"])
+def test_a_redirect_that_leaves_https_is_refused(location):
+    with pytest.raises(KitError, match="which is not safe"):
+        file_request.redirected("https://huggingface.co/x", location)
+
+
+@pytest.mark.parametrize(
+    ("address", "takes"),
+    [
+        ("https://huggingface.co/other", True),
+        ("http://huggingface.co/x", False),
+        ("https://huggingface.co:8443/x", False),
+        ("https://cas-bridge.xethub.hf.co/x", False),
+    ],
+)
+def test_the_token_stays_with_its_origin(address, takes):
+    remote = Remote("https://huggingface.co/x", "x", 1, "00", TOKEN)
+    assert file_request.takes_token(remote, address) == takes
+
+
+def test_a_token_in_the_clear_passes_no_proxy(monkeypatch):
+    for name in ("http_proxy", "no_proxy", "HTTP_PROXY", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "ALL_PROXY"):
+        assert hub.is_trusted("http://127.0.0.1:8080")
+        monkeypatch.setenv(name, "http://proxy.invalid:3128")
+        assert not hub.is_trusted("http://127.0.0.1:8080")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("http_proxy", "http://proxy.invalid:3128")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert hub.is_trusted("http://127.0.0.1:8080")
+
+
+def test_a_file_host_that_refuses_the_link_gets_a_new_link_once(tmp_path):
+    served = serve_folder(tiny_model(tmp_path / "tiny"), "free/x")
+    said: list[str] = []
+    accounts = {TOKEN: Account("ada")}
+    with MisbehavingHub([served]) as store, MisbehavingHub([served], accounts=accounts) as main:
+        main.misbehave("config.json", Redirect(store.url))
+        store.misbehave("config.json", Status(403))
+        remote = Remote(f"{main.url}/free/x/resolve/main/config.json", "config.json", 10, "00", TOKEN)
+        with pytest.raises(KitError, match=r"refused the link to one \(403\)") as raised:
+            transfer.fetch(remote, tmp_path / "partial", on_trouble=said.append, sleep=lambda seconds: None)
+        assert len(main.asked("config.json")) == len(store.asked("config.json")) == 2
+        assert "clock" in raised.value.hint
+        assert {record.authorization for record in store.asked("config.json")} == {None}
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://ada:secret@proxy.invalid:3128",
+        "ada:secret@proxy.invalid:3128",
+        "http://secret@proxy.invalid:3128/",
+        "http://ada:se/cr@et@proxy.invalid:3128",
+    ],
+)
+def test_no_form_of_a_proxy_shows_its_password(proxy):
+    for shown in (network_errors.host(proxy), network_errors.without_user(proxy)):
+        assert "secret" not in shown
+        assert "cr@et" not in shown
+        assert "proxy.invalid:3128" in shown
+
+
+def test_a_bare_401_or_403_without_a_token_does_not_blame_one():
+    for status in (401, 403):
+        refusal = hub_errors.Refusal(status, {}, "https://huggingface.co/x", "https://huggingface.co", token_sent=False)
+        assert "the token" not in hub_errors.explain_refusal(refusal).message
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7), ("", None), ("soon", None), ("-1", None)])

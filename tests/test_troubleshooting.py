@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import socket
 import ssl
@@ -40,6 +41,33 @@ def quoted(message: str) -> bool:
     return any(all(piece in message for piece in pieces(quote)) for quote in QUOTES if pieces(quote))
 
 
+# The verbs of the Hub, and what they are made of.
+OF_THE_HUB = [
+    *("kit/hub", "kit/hub_errors", "kit/hub_checks", "kit/network_errors", "kit/download", "kit/transfer"),
+    *("kit/file_request", "kit/new_model", "kit/model_folder", "kit/registry", "kit/settings"),
+    *("scripts/login", "scripts/logout", "scripts/download", "scripts/add_model"),
+]
+
+
+def literal(node: ast.expr) -> str:
+    """The text of a literal, with … for the values that are put in."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else "…"
+
+
+def errors_of(module: str) -> set[str]:
+    """The messages of the KitErrors that a module raises; not those that it passes on."""
+    calls = [node for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text())) if isinstance(node, ast.Call)]
+    raised = [call for call in calls if ast.unparse(call.func) in ("KitError", "WrongUsage") and call.args]
+    return {text for call in raised if re.search("[a-z]", text := literal(call.args[0]))}
+
+
+@pytest.mark.parametrize("module", OF_THE_HUB)
+def test_every_error_that_the_verbs_of_the_hub_raise_is_on_the_page(module):
+    assert [message for message in sorted(errors_of(module)) if not quoted(message)] == []
+
+
 ANSWERS = [
     (401, "GatedRepo", ""),
     (403, "GatedRepo", ""),
@@ -58,9 +86,17 @@ ANSWERS = [
 def test_each_answer_of_the_hub_is_on_the_page(status, code, said):
     model = registry.find("llama-3.2-1b")
     headers = {"X-Error-Code": code, "X-Error-Message": said}
-    error = hub_errors.explain_status(status, headers, model, "https://huggingface.co")
+    hub = "https://huggingface.co"
+    refusal = hub_errors.Refusal(status, headers, f"{hub}/x", hub, token_sent=True, model=model)
+    error = hub_errors.explain_refusal(refusal)
     assert quoted(error.message), error.message
     assert error.hint
+
+
+def test_a_host_of_files_that_refuses_the_link_is_on_the_page():
+    address = "https://cas-bridge.xethub.hf.co/x"
+    refusal = hub_errors.Refusal(403, {}, address, "https://huggingface.co", token_sent=False)
+    assert quoted(hub_errors.explain_refusal(refusal).message)
 
 
 FAULTS = [

@@ -74,3 +74,9 @@ def test_the_systems_certificates_are_asked_only_where_none_are_named(uv_environ
 
 def test_offline_by_pips_word(uv_environment):
     assert uv_environment(PIP_NO_INDEX="1")["UV_NO_INDEX"] == "1"
+
+
+def test_a_home_without_room_for_a_cache_does_without(uv_environment, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert uv_environment(UV_CACHE_DIR=str(tmp_path / "file" / "cache"))["UV_NO_CACHE"] == "1"
+    assert "UV_NO_CACHE" not in uv_environment(UV_CACHE_DIR=str(tmp_path / "cache"))

@@ -1,0 +1,271 @@
+#!/bin/sh
+# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|verify|bench|download|test; run --record writes it down.
+#
+# Finds an engine and Compose that do, builds the image where what it is made of has changed, and lets docker-compose.yml
+# run it as the caller. Settings: those of the verb; BASE_IMAGE, MEMORY. POSIX sh, for macOS's and Debian's.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+SETTINGS="MODEL DEVICE METHOD DTYPE QUANT PROMPT PROMPT_FILE MAX_NEW_TOKENS TEMPERATURE SEED JSON KIT_DEBUG HF_ENDPOINT"
+SETTINGS="$SETTINGS DEVICES METHODS DTYPES QUANTS RUNS QUALITY"
+SETTINGS_OF_THE_CONTAINER="BASE_IMAGE MEMORY HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE"
+
+say() { printf '%s\n' "$*" >&2; }
+
+# What happened, what to type next, and the exit status (1).
+die() {
+  say "error: $1"
+  say "  next: $2"
+  exit "${3:-1}"
+}
+
+# A stream that is closed would be taken by the next file that is opened.
+(: 3>&2) 2>/dev/null || exec 2>/dev/null
+(: 3<&0) 2>/dev/null || exec </dev/null
+(: 3>&1) 2>/dev/null || die "the output could not be written: standard output is closed." "make docker-${1:-run} >answer.txt"
+
+. env/docker-engine.sh
+. env/docker-image.sh
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+# What .env says and the environment does not, into the environment. $1: the names that count.
+read_dotenv() {
+  dotenv=${KIT_DOTENV:-.env}
+  [ -e "$dotenv" ] || return 0
+  [ -f "$dotenv" ] && [ -r "$dotenv" ] || die ".env cannot be read." "chmod 600 .env"
+  # kit/dotenv_file.py says it more finely, and is not at hand before there is a Python.
+  bom=$(printf '\357\273\277')
+  faulty=$(LC_ALL=C grep -nE "^$bom|^export |^[A-Za-z_0-9]+( |= )|[\"'\`\$\\\\]|[[:space:]]#|[[:space:]]\$" "$dotenv" |
+    grep -vE '^[0-9]+:#' | head -1 | cut -d: -f1)
+  [ -z "$faulty" ] || die ".env, line $faulty, has what its readers read differently." "see .env.example for the form"
+  ours=' '
+  while IFS= read -r line || [ -n "$line" ]; do
+    name=${line%%=*}
+    case $name in '' | *[!A-Z_]*) continue ;; esac
+    case " $1 " in *" $name "*) ;; *) continue ;; esac
+    case $ours in
+      *" $name "*) given= ;; # written twice: the last one counts
+      *) eval "given=\${$name:-}" ;;
+    esac
+    # An empty prompt that was asked for is one; and a file of it counts before .env's prompt.
+    case $name$ours in
+      PROMPT*" PROMPT "*) ;;
+      PROMPT" "*) given=${PROMPT+x}${PROMPT_FILE:+x} ;;
+    esac
+    [ -n "$given" ] || [ -z "${line#*=}" ] || { export "$name=${line#*=}" && ours="$ours$name "; }
+  done <"$dotenv"
+}
+
+check_settings() {
+  case $verb:${DEVICE:-} in run:mps | verify:mps)
+    die "DEVICE=mps cannot run in a container: containers have no Metal." "on the Mac itself: make $verb DEVICE=mps" ;;
+  esac
+  case $verb,${DEVICES:-}, in bench,*,mps,* | bench,mps,*)
+    die "DEVICES=$DEVICES cannot run in a container: containers have no Metal." "on the Mac itself: make bench DEVICES=$DEVICES" ;;
+  esac
+  case $verb,$record in
+    run,* | *,) ;;
+    *) die "RECORD is for the native verb: the references are this clone's, and the image only reads them." \
+      "make $verb RECORD=1" 2 ;;
+  esac
+  case ${MEMORY:=6g} in
+    [1-9]*[0-9][mM] | [1-9][gG] | [1-9]*[0-9][gG]) ;;
+    *) die "MEMORY=$MEMORY is no size." "make docker-$verb MEMORY=6g" 2 ;;
+  esac
+  # Set to nothing, they would count as set.
+  [ -n "${BASE_IMAGE:-}" ] || unset BASE_IMAGE
+  # Each program reads the one or the other.
+  for name in HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+    lower=$(printf '%s' "$name" | tr '[:upper:]' '[:lower:]')
+    eval "given=\${$name:-\${$lower:-}}"
+    [ -z "$given" ] || export "$name=$given" "$lower=$given"
+  done
+  if [ -n "${SSL_CERT_FILE:-}" ]; then
+    [ -r "$SSL_CERT_FILE" ] || die "SSL_CERT_FILE=$SSL_CERT_FILE cannot be read." "unset it, or name the right file"
+    case $SSL_CERT_FILE in /*) ;; *) SSL_CERT_FILE=$(pwd)/$SSL_CERT_FILE ;; esac
+  fi
+  export MEMORY
+}
+
+# --- The verbs --------------------------------------------------------------------------------------------------------
+
+# Runs a service as the caller, to its end or the caller's. $1: the service; the rest: options of `compose run`.
+service() {
+  name=$1
+  shift
+  container=base-model-kit-$name-$$
+  # A reader that goes away ends a run: what writes to it is a program of its own, which is told. And one terminal for all
+  # three streams, or none: with one, docker mixes the result and the messages.
+  reader=
+  if [ "$name" = run ] || [ "$name" = verify ] || [ "$name" = bench ]; then
+    mkfifo "$work/out" && cat <"$work/out" &
+    reader=$!
+    wait_for_fifo
+  fi
+  if [ -n "$reader" ] || [ ! -t 0 ] || [ ! -t 1 ] || [ ! -t 2 ]; then set -- -T "$@"; fi
+  set -- $compose --env-file /dev/null run --rm --name "$container" "$@" "$name" $arguments
+  # In the background, so that a signal is heard while it works; there a shell gives it no standard input by itself.
+  exec 3<&0
+  if [ -n "$reader" ]; then
+    COMPOSE_PROGRESS=quiet COMPOSE_IGNORE_ORPHANS=1 "$@" <&3 >"$work/out" &
+    client=$!
+    wait "$reader"
+    case $? in
+      0) ;;
+      141) stop 0 ;; # SIGPIPE: the reader has what it wanted
+      *) stop 1 ;;
+    esac
+  else
+    COMPOSE_PROGRESS=quiet COMPOSE_IGNORE_ORPHANS=1 "$@" <&3 &
+    client=$!
+  fi
+  wait "$client"
+  status=$?
+  container=
+  [ "$status" != 137 ] || explain_killed
+  return "$status"
+}
+
+wait_for_fifo() {
+  while [ ! -p "$work/out" ]; do :; done
+}
+
+# Ends the container with its caller: a client that is killed leaves it at work. $1: the exit status.
+stop() {
+  trap '' INT TERM HUP
+  [ -z "${container:-}" ] || docker rm -f "$container" >/dev/null 2>&1
+  exit "$1"
+}
+
+explain_killed() {
+  number=${MEMORY%[gGmM]}
+  case $MEMORY in *[gG]) ;; *) number=$((number / 1024)) ;; esac
+  other=
+  [ "${MODEL:-starter}" = starter ] || other=", or: make docker-$verb MODEL=starter"
+  shorter=
+  [ "$verb" != run ] || shorter="a shorter prompt or fewer tokens; or, "
+  die "the container was killed (exit 137), most likely because ${MODEL:-starter} needed more memory than it has (MEMORY=$MEMORY)." \
+    "${shorter}where the machine has it: make docker-$verb MEMORY=$((number * 2 + 2))g$other
+  (Docker Desktop has a machine of its own: Settings, Resources, Memory)"
+}
+
+# Lends a download this machine's token, proxy, certificates and package index. "$@": options of `compose run`.
+download() {
+  lend_settings
+  set -- "$@" -v "$KIT_PIP_CONF:/etc/pip.conf:ro"
+  [ "$KIT_CERTIFICATES" = /dev/null ] || set -- "$@" -v "$KIT_CERTIFICATES:/run/certificates.pem:ro" \
+    -e SSL_CERT_FILE=/run/certificates.pem -e PIP_CERT=/run/certificates.pem
+  [ -n "${HF_TOKEN:-}" ] || HF_TOKEN=$(cat "${HF_HOME:-$HOME/.cache/huggingface}/token" 2>/dev/null)
+  [ -z "$HF_TOKEN" ] || export HF_TOKEN
+  for name in HF_TOKEN HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
+    eval "given=\${$name:-}"
+    # By name: the value stands in no argument.
+    [ -z "$given" ] || set -- "$@" -e "$name"
+  done
+  service download "$@"
+}
+
+# The starter model, where it is asked for and not there yet.
+need_starter() {
+  # A bench may make a model of random weights, which takes the starter's tokenizer.
+  [ "${MODEL:-starter}" = starter ] || [ "$verb" = test ] || [ "$verb" = bench ] || return 0
+  stamp=models/starter/.verified.json
+  [ -f "$stamp" ] && [ -z "$(find env/models.toml -newer "$stamp")" ] && return 0
+  given=${HF_TOKEN:-}
+  HF_TOKEN=
+  HF_HOME=/nowhere download --entrypoint ".venv/bin/python -m scripts.setup" || exit
+  HF_TOKEN=$given
+  touch "$stamp"
+}
+
+# The files of llama.cpp that a verb needs, through a container that may write to models/; its result is none of the verb's.
+need_gguf() {
+  [ "${METHOD:-}" = llamacpp ] || return 0
+  case ${MODEL:-starter}:${QUANT:-auto} in
+    starter:auto | starter:q4_1) return 0 ;; # it came with the model
+    *:auto) wanted=bf16 ;;
+    *) wanted=$QUANT ;;
+  esac
+  gguf=models/${MODEL:-starter}/${MODEL:-starter}-$wanted.gguf
+  stamp=models/${MODEL:-starter}/.${MODEL:-starter}-$wanted.gguf.json
+  # Where the file, the registry or what writes it is newer than its stamp, it is looked at: the verb could not mend it.
+  [ -f "$gguf" ] && [ -f "$stamp" ] &&
+    [ -z "$(find "$gguf" env/models.toml kit/quants.py kit/gguf_*.py -newer "$stamp")" ] && return 0
+  service gguf </dev/null || return
+  [ ! -w "$stamp" ] || touch "$stamp"
+}
+
+run() {
+  arguments=$record
+  case ${FROM:-reports/} in reports/*) ;; *)
+    die "FROM=$FROM is out of the container's sight, which has reports/ alone." "cp '$FROM' reports/, then: make docker-run FROM=reports/${FROM##*/}" 2 ;;
+  esac
+  case ${PROMPT_FILE:-} in
+    '') exec </dev/null ;;
+    -) ;;
+    *)
+      # The container sees no file of this machine: it comes through standard input.
+      [ ! -d "$PROMPT_FILE" ] && [ -r "$PROMPT_FILE" ] ||
+        die "PROMPT_FILE=$PROMPT_FILE cannot be read." "make docker-run PROMPT_FILE=prompt.txt" 2
+      exec <"$PROMPT_FILE"
+      KIT_PROMPT_NAME=$PROMPT_FILE
+      PROMPT_FILE=-
+      export KIT_PROMPT_NAME PROMPT_FILE
+      ;;
+  esac
+  if [ -n "${PROMPT:-}" ] && command -v iconv >/dev/null 2>&1; then
+    printf '%s' "$PROMPT" | iconv -f UTF-8 -t UTF-8 >/dev/null 2>&1 ||
+      die "the prompt is not UTF-8 text." "save it as UTF-8, then: make docker-run PROMPT_FILE=prompt.txt" 2
+  fi
+  set --
+  [ -z "${FROM:-}$record" ] || set -- -v "$(pwd)/reports:/kit/reports"
+  service run "$@"
+}
+
+verb=${1:-} record=${2:-} arguments=
+case $record in '' | --record) ;; *) die "unknown: $record" "sh env/docker.sh run --record" 2 ;; esac
+case $verb in
+  build) target=docker-run ;;
+  run | verify | bench | download | test) target=docker-$verb ;;
+  *) die "unknown: $verb" "sh env/docker.sh build|run|verify|bench|download|test" 2 ;;
+esac
+work=$(mktemp -d) || die "no temporary folder can be made." "check TMPDIR"
+trap 'rm -rf "$work"' EXIT
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
+
+names="$SETTINGS $SETTINGS_OF_THE_CONTAINER"
+[ "$verb" != download ] || names="$names HF_TOKEN HF_HOME"
+# FROM repeats a run as it was, whatever .env says of others.
+[ "$verb" != run ] || [ -z "${FROM:-}" ] || names="JSON KIT_DEBUG $SETTINGS_OF_THE_CONTAINER"
+read_dotenv "$names"
+check_settings
+# Rootless, the container's root is the caller.
+case $(docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null) in
+  */run/user/*) KIT_USER=0:0 ;;
+  *)
+    KIT_USER=$(id -u):$(id -g)
+    [ "$KIT_USER" != 0:0 ] || KIT_USER=${SUDO_UID:-0}:${SUDO_GID:-0}
+    ;;
+esac
+export KIT_USER
+if [ "$verb" = build ]; then
+  need_image run
+  exit 0
+fi
+need_image "$verb"
+for folder in models reports; do
+  [ ! -d "$folder" ] || continue
+  mkdir "$folder" || die "the folder $folder/ cannot be made." "check who owns $(pwd)"
+  # Typed behind sudo, it is still the caller's.
+  [ "$(id -u)" != 0 ] || chown "$KIT_USER" "$folder"
+done
+case $verb in
+  run) need_starter && need_gguf && run ;;
+  verify) need_starter && need_gguf && service verify ;;
+  bench) need_starter && service prepare-bench </dev/null && service bench ;;
+  test) need_starter && service test ;;
+  download) download ;;
+esac

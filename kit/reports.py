@@ -1,0 +1,70 @@
+"""reports/: what a verification, a recorded run or a bench found, a JSON document each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kit.errors import KitError, WrongUsage
+from kit.registry import ROOT
+
+FOLDER = ROOT / "reports"
+FORMAT = 1
+KINDS = ("manifest", "run", "bench")
+
+
+@dataclass(frozen=True)
+class Report:
+    """`kind` is manifest, run or bench; `content` as that kind has it; `time` in UTC, ISO 8601."""
+
+    kind: str
+    time: str
+    content: dict[str, Any]
+
+
+def write(kind: str, content: dict[str, Any]) -> Path:
+    """Writes reports/<kind>-<time>.json, whole or not at all. Raises KitError where that cannot be done."""
+    now = datetime.now(UTC)
+    path = FOLDER / f"{kind}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06}.json"
+    document = {"kind": kind, "format": FORMAT, "time": now.isoformat(timespec="seconds"), **content}
+    text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
+    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return path
+
+
+def write_beside(report: Path, suffix: str, put: Callable[[Path], object]) -> Path:
+    """Writes another form of the report under its name with `suffix`; `put` writes the path that it is given."""
+    path = report.with_suffix(suffix)
+    _write(path, put)
+    return path
+
+
+def _write(path: Path, put: Callable[[Path], object]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        put(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise KitError(
+            f"the report {path.name} could not be written: {error.strerror or error}.",
+            "free some room, or check who owns reports/",
+        ) from error
+
+
+def read(path: Path) -> Report:
+    """Raises WrongUsage for a file that is not there or is no report of this version."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        kind, version, time = document.pop("kind"), document.pop("format"), document.pop("time")
+    except OSError as error:
+        raise WrongUsage(f"{path} cannot be read: {error.strerror or error}.", "ls reports/") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WrongUsage(f"{path} is not a report of the kit.", "ls reports/") from error
+    if kind not in KINDS or version != FORMAT:
+        raise WrongUsage(f"{path} is a report of another version of the kit ({kind}, format {version}).", "ls reports/")
+    return Report(kind, time, document)

@@ -1,0 +1,86 @@
+"""Methods 1 and 2, as an engine: transformers on torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from kit import libraries, machine, methods
+from kit.completion import Engine, Generated, Request, check_room
+from kit.devices import Device
+from kit.registry import Model
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+
+def checkpoint_dtype(model: Model) -> str:
+    """The number format that the weights were saved in, as torch names it."""
+    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def load_model(model: Model, method: str, device: Device) -> methods.Loaded:
+    """The model in memory, on the device and in its number format, through one of the methods."""
+    if device.name == "mps" and device.dtype != checkpoint_dtype(model):
+        # Converting while loading in parallel can crash on MPS: huggingface/transformers#48029.
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    loaded = methods.LOADERS[method](model.folder, device)
+    if device.name == "mps":
+        import torch
+
+        # The GPU works on after the calls have returned: a load ends when it is done, and so does its time.
+        torch.mps.synchronize()
+    machine.release_free_memory()
+    return loaded
+
+
+def load(request: Request, device: Device) -> Engine:
+    """An engine for the request. Raises WrongUsage where the prompt does not fit into the context."""
+    import torch
+
+    loaded = load_model(request.model, request.method, device)
+    check_room(request, len(loaded.tokenizer(request.prompt)["input_ids"]))
+
+    def generate(request: Request, on_text: Callable[[str], None]) -> Generated:
+        from kit.token_stream import TokenStream
+
+        stream = TokenStream(loaded.tokenizer, on_text)
+        torch.manual_seed(request.seed)
+        loaded.generate(request.prompt, generation_config(request, loaded.model.generation_config), stream)
+        times = stream.times
+        return Generated(stream.prompt_ids or [], stream.token_ids, stream.text, times[0], 1, times[-1])
+
+    return Engine(
+        device=device.name,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
+        quant=None,
+        packages=libraries.PACKAGES,
+        generate=generate,
+        device_memory=torch.mps.driver_allocated_memory if device.name == "mps" else lambda: None,
+    )
+
+
+def generation_config(request: Request, own: GenerationConfig) -> GenerationConfig:
+    """Greedy, or sampling from the whole distribution. The model's own sampling defaults (Llama: 0.6, top-p 0.9) are
+    left out on purpose: what was asked for is what runs."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(
+        max_new_tokens=request.max_new_tokens,
+        min_new_tokens=request.max_new_tokens if request.ignore_eos else None,
+        do_sample=request.temperature > 0,
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=own.pad_token_id if own.pad_token_id is not None else _first(own.eos_token_id),
+    )
+    if request.temperature > 0:
+        # A logit divided by less than 1e-37 is infinite in float32. From 1e-5 down the likeliest token is certain.
+        config.temperature, config.top_k, config.top_p = max(request.temperature, 1e-5), 0, 1.0
+    return config
+
+
+def _first(token_id: int | list[int] | None) -> int | None:
+    return token_id[0] if isinstance(token_id, list) else token_id

@@ -1,0 +1,125 @@
+"""The headline experiment: how long each method takes on each device, and how much memory."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from kit import bench as benches
+from kit import bench_plan, bench_plot, bench_table, conclusions, methods, quality, registry, reports, shape_model
+from kit.errors import KitError
+from scripts import cli
+from scripts.options import option_json, option_model
+from scripts.progress import ProgressLine, StepProgress
+
+RUN = [sys.executable, "-m", "scripts.run"]
+
+
+def names(text: str) -> list[str]:
+    """`cpu, mps` -> ["cpu", "mps"]"""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+@click.command()
+@option_model
+@click.option("--methods", "method_list", envvar="METHODS", default=",".join(methods.NAMES), show_default=True)
+@click.option(
+    "--devices", "device_list", envvar="DEVICES", default="auto", show_default=True, help="auto: all that work."
+)
+@click.option("--dtypes", "dtype_list", envvar="DTYPES", default="", help="For pipeline and manual.  [default: auto]")
+@click.option(
+    "--quants",
+    "quant_list",
+    envvar="QUANTS",
+    default="",
+    help=f"For llamacpp.  [default: {','.join(bench_plan.QUANTS)}; auto is the GGUF as shipped]",
+)
+@click.option(
+    "--runs", envvar="RUNS", type=click.IntRange(1, 100), default=5, show_default=True, help="After a warm-up."
+)
+@click.option("--quality", "with_quality", envvar="QUALITY", is_flag=True, help="Perplexity and agreement too.")
+@click.option(
+    "--tokens", type=click.IntRange(2, 4096), default=bench_plan.NEW_TOKENS, show_default=True, help="New ones, a run."
+)
+@click.option(
+    "--prepare", is_flag=True, hidden=True, help="Write the files that it needs, and no more: for the container."
+)
+@option_json
+def bench(
+    model: str,
+    method_list: str,
+    device_list: str,
+    dtype_list: str,
+    quant_list: str,
+    runs: int,
+    with_quality: bool,
+    tokens: int,
+    prepare: bool,
+    as_json: bool,
+) -> None:
+    """Time every method on every device, each run in a fresh process, and say what the numbers say.
+
+    Lists have commas. Writes reports/bench-*.json, .md and .png; stdout gets the table.
+
+    \b
+    make bench
+    make bench MODEL=llama-3.2-1b-shape METHODS=manual,llamacpp QUANTS=bf16,q4_0
+    make bench QUALITY=1
+    """
+    found = registry.find(model)
+    if with_quality:
+        quality.require_meaning(found)
+    progress = ProgressLine()
+    try:
+        if found.is_random:
+            shape_model.ensure(found, progress)
+        plan = bench_plan.make(
+            found,
+            names(method_list),
+            names(device_list),
+            names(dtype_list),
+            names(quant_list),
+            runs,
+            tokens,
+            progress,
+        )
+    finally:
+        progress.end()
+    if prepare:
+        return
+    steps = StepProgress(f"bench of {model}")
+    try:
+        done = benches.run(plan, RUN, steps)
+    finally:
+        steps.end()
+    if with_quality:
+        try:
+            done.quality = quality.measure(done, progress)
+        finally:
+            progress.end()
+    show(done, as_json)
+    failed = [row for row in done.rows if row.failure]
+    if failed:
+        raise KitError(
+            "\n  ".join([f"{len(failed)} of {len(done.rows)} rows failed:", *(str(row.failure) for row in failed)]),
+            "the others stand; leave these out with METHODS, DEVICES, DTYPES or QUANTS",
+        )
+
+
+def show(done: benches.Bench, as_json: bool) -> None:
+    content = benches.content(done, conclusions.of(done))
+    table = bench_table.markdown(content)
+    report = reports.write("bench", content)
+    reports.write_beside(report, ".md", lambda path: path.write_text(table, encoding="utf-8"))
+    files = [report.name, report.with_suffix(".md").name]
+    if done.measured():
+        reports.write_beside(report, ".png", lambda path: bench_plot.draw(content, path))
+        files.append(report.with_suffix(".png").name)
+    cli.result(benches.as_json(content) + "\n" if as_json else table)
+    for name in files:
+        cli.note(f"reports/{name}")
+
+
+if __name__ == "__main__":
+    cli.main(bench)

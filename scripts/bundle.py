@@ -1,0 +1,54 @@
+"""An offline bundle: the kit, its wheels and models, for machines without a network."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from kit import bundle_writer, registry, starter, wheels
+from kit.registry import ROOT
+from scripts import cli
+from scripts.options import option_model
+from scripts.progress import ProgressLine
+
+
+@click.command()
+@click.option(
+    "--platform",
+    envvar="PLATFORM",
+    default="",
+    metavar=f"[{','.join(wheels.PLATFORMS)}]",
+    help="What the wheels are for, as a list with commas; `linux-x86_64:3.12` names a Python. Default: this machine.",
+)
+@option_model
+def bundle(platform: str, model: str) -> None:
+    """Write dist/<name>/ and dist/<name>.tar, and print the digest that `make setup SHA256=` checks.
+
+    MODEL is a list with commas. The starter always goes along: set-up needs it. The same commit, platforms and models
+    give the same bytes.
+
+    \b
+    make bundle
+    make bundle PLATFORM=macos-arm64,linux-x86_64 MODEL=starter,llama-3.2-1b
+    """
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    targets = wheels.targets(platform, python) if platform else [wheels.this()]
+    names = {name.strip() for name in model.split(",") if name.strip()} | {starter.NAME}
+    progress = ProgressLine()
+    try:
+        made = bundle_writer.make([registry.find(name) for name in names], targets, progress)
+    finally:
+        progress.end()
+    folder, tar = made.folder.relative_to(ROOT), made.tar.relative_to(ROOT)
+    cli.note(
+        f"{folder}/ and {tar} ({made.size / 1e9:.2f} GB): {', '.join(sorted(names))} for {', '.join(map(str, targets))}"
+    )
+    cli.note("without a network:  make setup BUNDLE=<folder or tar> SHA256=<the digest below>")
+    cli.note(f"in a room:          make mirror BUNDLE={folder} LISTEN=0.0.0.0")
+    cli.note("Hand the digest on by another way than the bundle itself:")
+    cli.result(f"{made.digest}\n")
+
+
+if __name__ == "__main__":
+    cli.main(bundle)

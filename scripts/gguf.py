@@ -1,0 +1,46 @@
+"""A model's GGUF file, for METHOD=llamacpp."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from kit import quants, registry
+from scripts import cli
+from scripts.options import option_model, option_quant
+from scripts.progress import ProgressLine
+
+
+@click.command()
+@option_model
+@option_quant
+def gguf(model: str, quant: str) -> None:
+    """Write MODEL's GGUF in QUANT, from its verified weights. One that is there and whole stays as it is.
+
+    \b
+    make gguf MODEL=llama-3.2-1b QUANT=q4_0
+    """
+    found = registry.find(model)
+    chosen = quants.choose(found, quant)
+    progress = ProgressLine()
+    start = time.monotonic()
+    try:
+        written = quants.ensure(found, chosen, progress)
+    finally:
+        progress.end()
+    took = (
+        f"written in {time.monotonic() - start:.1f} s"
+        if written
+        else "as shipped"
+        if chosen.is_shipped
+        else "was here already"
+    )
+    size = chosen.path.stat().st_size
+    cli.note(f"models/{model}/{chosen.path.name}: {chosen.name}, {size / 1e9:.2f} GB, {took}")
+    cli.note(f"sha256 {quants.sha256(chosen, found)}")
+    cli.note(cli.in_words_of_the_caller(f"next: make run METHOD=llamacpp MODEL={model} QUANT={chosen.name}"))
+
+
+if __name__ == "__main__":
+    cli.main(gguf)

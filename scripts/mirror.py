@@ -1,0 +1,117 @@
+"""A bundle, served to the machines around."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from urllib.parse import unquote
+
+import click
+
+from kit import addresses, bundle, handing_on
+from kit import mirror as mirrors
+from kit.errors import KitError, WrongUsage
+from kit.http_server import Exchange
+from scripts import cli
+
+LOGGED = 1_000_000  # bytes: smaller files come by the hundred
+
+
+# Neither --listen nor --allow-gated reads the environment: the Makefile passes on what is typed, and nothing else.
+@click.command()
+@click.option("--bundle", "folder", envvar="BUNDLE", default="", help="A folder that `make bundle` wrote.")
+@click.option(
+    "--listen", default="127.0.0.1", show_default=True, help="0.0.0.0: every network that this machine is in."
+)
+@click.option("--port", envvar="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option("--allow-gated", is_flag=True, help="Hand gated models out too: their licence then binds you.")
+def mirror(folder: str, listen: str, port: int, allow_gated: bool) -> None:
+    """Serve a bundle: wheels as a package index, models as a Hub, and all of it for `make setup BUNDLE=http://…`.
+
+    Read-only, for any number of clients, until Ctrl-C.
+
+    \b
+    make mirror BUNDLE=dist/base-model-kit-0123456789ab LISTEN=0.0.0.0
+    """
+    if not folder:
+        raise WrongUsage("BUNDLE= names the folder to serve.", "make bundle, then: make mirror BUNDLE=dist/<name>")
+    cli.note("checking the bundle")
+    stock = mirrors.shelf(Path(folder).expanduser(), allow_gated)
+    _say_duties(stock)
+    # Before the server's threads begin, which inherit it. A handler would now and then miss the signal: one that comes
+    # just before the main thread blocks is not acted on until that thread wakes, which it never would.
+    ends = (signal.SIGINT, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    given = _Given()
+    try:
+        server = mirrors.Mirror(stock, listen, port, given)
+    except KitError as error:
+        hint = f"another port: make mirror BUNDLE={folder} PORT={another(port)}" if port else "another LISTEN="
+        raise KitError(error.message, f"{hint}; LISTEN= is an address of this machine, or 0.0.0.0 for all") from error
+    with server:
+        _say_lines(stock, server)
+        signal.sigwait(ends)
+    cli.note(f"\nstopped: handed out {given.files} files, {given.sent / 1e9:.2f} GB")
+
+
+def another(port: int) -> int:
+    """A port to try next; those below 1024 are the administrator's."""
+    return port + 1 if 1024 <= port < 65535 else 8080
+
+
+class _Given:
+    """Counts what was handed out whole, and names the larger files; neither queries nor headers."""
+
+    def __init__(self) -> None:
+        self.files, self.sent = 0, 0
+        self._lock = threading.Lock()
+
+    def __call__(self, exchange: Exchange) -> None:
+        if exchange.method != "GET" or exchange.status not in (200, 206):
+            return
+        with self._lock:
+            self.files, self.sent = self.files + 1, self.sent + exchange.sent
+        if exchange.sent >= LOGGED:
+            cli.note(f"{exchange.client} {unquote(exchange.path)!a} {exchange.sent / 1e6:.1f} MB")
+
+
+def _say_duties(stock: mirrors.Shelf) -> None:
+    for model in stock.kept_back:
+        cli.note(
+            f"{model.name} is gated and is not handed out; ALLOW_GATED=1 does, and then its licence binds you"
+            f"{_duty(model.name, stock)}"
+        )
+    for model in stock.models:
+        if model.gated:
+            cli.note(f"{model.name} is gated ({model.licence}) and is handed out by you{_duty(model.name, stock)}")
+
+
+def _duty(name: str, stock: mirrors.Shelf) -> str:
+    duty = next(handing_on.duty(model) for model in (*stock.models, *stock.kept_back) if model.name == name)
+    return f":\n  {duty.sentence}" if duty else ""
+
+
+def _say_lines(stock: mirrors.Shelf, server: mirrors.Mirror) -> None:
+    """What attendees type."""
+    everywhere = server.host in ("0.0.0.0", "")
+    host = (addresses.of_this_machine() or "<this machine's address>") if everywhere else server.host
+    url = f"http://{host}:{server.port}"
+    cli.note(
+        f"serving {stock.folder} at {url} until Ctrl-C; {len(bundle.wheels_in(stock.sums))} wheels, models: "
+        f"{', '.join(model.name for model in stock.models)}"
+    )
+    if server.host.startswith("127."):
+        cli.note("only this machine reaches it; for its network: LISTEN=0.0.0.0")
+    cli.result(f"with a clone:  make setup BUNDLE={url} SHA256={stock.digest}\n")
+    for model in stock.models:
+        # Without a token, which the client would send to any HF_ENDPOINT; and into a folder of its own, because its
+        # cache knows a commit's files by the commit alone, and a mirror has some of them only.
+        cli.result(
+            f"with hf only:  HF_ENDPOINT={url} HF_HUB_DISABLE_IMPLICIT_TOKEN=1 "
+            f"hf download {mirrors.repo_id(model)} --local-dir {model.name}\n"
+        )
+
+
+if __name__ == "__main__":
+    cli.main(mirror)

@@ -1,0 +1,55 @@
+"""A room at a glance, from its attendees' codes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from kit import readiness as codes
+from kit import registry
+from kit.errors import WrongUsage
+from scripts import cli
+
+
+@click.command()
+@click.option("--codes", "source", envvar="CODES", metavar="FILE", help="A name and a code a line; - is stdin.")
+def readiness(source: str | None) -> None:
+    """Print who is ready and who is not, and why. Exit status 0: everybody; 1: not everybody.
+
+    Each line of FILE is a name and the code that `make verify` printed for them; # begins a comment.
+
+    \b
+    make readiness CODES=codes.txt
+    """
+    if not source:
+        raise WrongUsage("CODES names no file.", "make readiness CODES=codes.txt")
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise WrongUsage(
+            f"CODES={source} cannot be read: {error.strerror}.", "make readiness CODES=codes.txt"
+        ) from error
+    # A byte-order mark, as Windows writes it, is no part of the first name.
+    attendees = codes.judge(text.removeprefix("\ufeff").splitlines(), registry.read())
+    if not attendees:
+        raise WrongUsage(
+            f"CODES={source} has no line with a code.", "a name and the last line of make verify, a line each"
+        )
+    width = max(len(attendee.name) for attendee in attendees)
+    for attendee in sorted(attendees, key=lambda attendee: attendee.ready):
+        code = attendee.code
+        where = f"{code.model} on {code.device} in {code.dtype}, {code.platform}" if code else ""
+        state = "ready" if attendee.ready else "NOT  "
+        cli.result(
+            "  ".join(filter(None, [f"{attendee.name:{width}}", state, where, "; ".join(attendee.reasons)])) + "\n"
+        )
+    ready = sum(attendee.ready for attendee in attendees)
+    cli.result(f"{ready} of {len(attendees)} ready\n")
+    if ready < len(attendees):
+        raise click.exceptions.Exit(1)
+
+
+if __name__ == "__main__":
+    cli.main(readiness)

@@ -1,0 +1,193 @@
+"""`make verify` as a person sees it: stage by stage, the manifest, the readiness code, a first reference."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kit import golden, readiness, registry, verification
+from kit.registry import ROOT
+from tests.conftest import Done, run_command
+
+
+@pytest.fixture
+def quick(kit_copy: Path) -> Path:
+    """A kit whose reference has no long prompt: what takes 5 s of each replay."""
+    path = kit_copy / "env" / "golden" / "starter.json"
+    reference = json.loads(path.read_text())
+    reference["entries"] = [entry for entry in reference["entries"] if entry["name"] != "long"]
+    path.write_text(json.dumps(reference))
+    return kit_copy
+
+
+def verify(folder: Path, script, *arguments: str, **env: str) -> Done:
+    return script("verify", *arguments, cwd=folder, env=env)
+
+
+def test_a_good_machine_is_verified_with_a_manifest_and_a_code(quick, script):
+    done = verify(quick, script, "--device", "cpu")
+    assert done.status == 0, done.err
+    stages = re.findall(r"^(ok  |FAIL)  (\w+) ", done.out, re.MULTILINE)
+    assert stages == [("ok  ", "hashes"), ("ok  ", "tokenizer"), ("ok  ", "float32"), ("ok  ", "bfloat16")]
+    assert "verified: starter on cpu in bfloat16, pipeline" in done.out
+    code = readiness.decode(done.out.splitlines()[-1])
+    assert (code.outcome, code.model, code.device, code.dtype) == ("ok", "starter", "cpu", "bfloat16")
+    (manifest,) = (quick / "reports").glob("manifest-*.json")
+    said = json.loads(manifest.read_text())
+    assert said["outcome"]["ok"] is True
+    assert said["readiness"] == done.out.splitlines()[-1]
+    assert set(said["facts"]) == {"kit", "python", "packages", "os", "cpu", "memory", "environment", "torch"}
+    assert said["facts"]["packages"]["torch"]
+    assert said["model"]["files"]["model.safetensors"]
+    assert said["facts"]["torch"]["threads"] > 0
+    flips = said["outcome"]["stages"]["bfloat16"]["flips"]
+    assert f"{len(flips)} positions have another token first" in done.out
+    assert all(flip["position"] > 0 and flip["explained"] for flip in flips)
+
+
+def test_llama_cpp_is_verified_on_top_of_the_float32_replay(quick, script):
+    done = verify(quick, script, "--method", "llamacpp")
+    assert done.status == 0, done.err
+    stages = re.findall(r"^(ok  |FAIL)  (\w+) ", done.out, re.MULTILINE)
+    assert stages == [("ok  ", "hashes"), ("ok  ", "tokenizer"), ("ok  ", "float32"), ("ok  ", "q4_1")]
+    assert "verified: starter on cpu in q4_1, llamacpp" in done.out
+    assert readiness.decode(done.out.splitlines()[-1]).dtype == "q4_1"
+
+
+def test_no_user_host_path_or_token_is_in_the_manifest(quick, script):
+    import getpass
+    import socket
+
+    token = "hf_" + "x1" * 17
+    done = verify(quick, script, "--dtype", "float32", HF_TOKEN=token)
+    assert done.status == 0, done.err
+    (manifest,) = (quick / "reports").glob("manifest-*.json")
+    text = manifest.read_text()
+    assert token not in text
+    assert str(quick) not in text
+    assert str(Path.home()) not in text
+    for name in (socket.gethostname(), getpass.getuser()):
+        assert f': "{name}"' not in text
+
+
+def test_float32_on_the_cpu_alone_is_replayed_once(quick, script):
+    done = verify(quick, script, "--dtype", "float32", "--json")
+    assert done.status == 0, done.err
+    assert list(json.loads(done.out)["outcome"]["stages"]) == ["hashes", "tokenizer", "float32"]
+
+
+def test_altered_weights_are_named_before_anything_is_loaded(quick, script):
+    path = quick / "models" / "starter" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    done = verify(quick, script)
+    assert done.status == 1
+    assert "FAIL  hashes" in done.out
+    assert "models/starter/model.safetensors is altered" in done.out
+    assert "float32" not in done.out.replace("float32 on", "")
+    assert readiness.decode(done.out.splitlines()[-1]).outcome == "hashes"
+    assert "next: make setup" in done.out
+
+
+def test_a_swapped_tokenizer_is_seen(starter, tmp_path):
+    """Two tokens change places: hashes aside, the prompts' tokens tell."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(starter.folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"))
+    reference = golden.read(starter)
+    assert verification.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference).ok
+    path = folder / "tokenizer.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = said["model"]["vocab"]
+    vocabulary["ĠFrance"], vocabulary["ĠParis"] = vocabulary["ĠParis"], vocabulary["ĠFrance"]
+    path.write_text(json.dumps(said), encoding="utf-8")
+    stage = verification.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference)
+    assert not stage.ok
+    assert "the prompt 'english' gives other tokens" in stage.faults
+
+
+def test_a_fault_in_the_replay_fails_with_what_to_do(quick, script):
+    """A reference of another model's numbers stands in for a machine that computes wrongly."""
+    path = quick / "env" / "golden" / "starter.json"
+    reference = json.loads(path.read_text())
+    reference["entries"][1]["logprobs"] = [value - 1 for value in reference["entries"][1]["logprobs"]]
+    path.write_text(json.dumps(reference))
+    done = verify(quick, script, "--dtype", "float32")
+    assert done.status == 1
+    assert "FAIL  float32" in done.out
+    assert "log-probabilities are off by" in done.out
+    assert "NOT verified: starter on cpu in float32" in done.out
+    assert "next: make clean setup" in done.out
+    assert readiness.decode(done.out.splitlines()[-1]).outcome == "float32"
+
+
+def test_the_output_on_apples_gpu_says_that_its_tolerance_is_provisional(starter):
+    """The reference's own numbers stand in for a GPU's."""
+    reference = golden.read(starter)
+    by_ids = {entry.ids: (list(entry.logprobs), list(entry.margins)) for entry in reference.entries}
+    for device, provisional in {"mps": True, "cpu": False}.items():
+        stage = verification.judge_replay(
+            lambda ids, first: by_ids[ids], reference, device, "bfloat16", lambda what, share: None
+        )
+        assert stage.ok
+        assert ("provisional: not measured on a Mac yet" in stage.text) == provisional
+
+
+def test_a_model_without_a_reference_says_who_records_it(kit_copy, script):
+    (kit_copy / "env" / "golden" / "starter.json").unlink()
+    done = verify(kit_copy, script)
+    assert done.status == 1
+    assert "there is no reference for starter yet: the first person with its weights records one" in done.err
+    assert "make verify MODEL=starter RECORD=1" in done.err
+
+
+def test_a_reference_is_recorded_once_and_not_overwritten_without_force(quick, script):
+    path = quick / "env" / "golden" / "starter.json"
+    for name in ("long", "code", "scripts", "question"):
+        (quick / "env" / "golden" / "prompts" / f"{name}.txt").unlink()
+    before = path.read_bytes()
+    refused = verify(quick, script, "--record")
+    assert refused.status == 2
+    assert "env/golden/starter.json is there already" in refused.err
+    assert path.read_bytes() == before
+    done = verify(quick, script, "--record", "--force")
+    assert done.status == 0, done.err
+    recorded = {entry["name"]: entry for entry in json.loads(path.read_text())["entries"]}
+    shipped = {entry["name"]: entry for entry in json.loads(before)["entries"]}
+    assert set(recorded) == {"newline", "english"}
+    for name, entry in recorded.items():
+        assert entry["ids"] == shipped[name]["ids"]
+        assert entry["logprobs"] == pytest.approx(shipped[name]["logprobs"], abs=0.005)
+    assert verify(quick, script, "--dtype", "float32").status == 0
+
+
+def test_a_reference_of_other_files_is_refused(starter):
+    other = replace(starter, revision="another")
+    with pytest.raises(Exception, match="is the reference of other files"):
+        golden.read(other)
+
+
+def test_the_prompts_are_what_the_reference_needs():
+    texts = golden.prompts()
+    assert {"english", "code", "scripts", "newline", "question", "long"} == set(texts)
+    assert texts["newline"] == "\n"
+    reference = golden.read(registry.find("starter"))
+    long = next(entry for entry in reference.entries if entry.name == "long")
+    assert long.first > 1024
+    assert all(len(entry.logprobs) == len(entry.ids) - entry.first for entry in reference.entries)
+
+
+def test_wrong_usage(script):
+    assert script("verify", "--method", "magic").status == 2
+    assert script("verify", "--device", "cuda").status == 2
+    assert script("verify", "--model", "llama-3.2-1b").status == 1
+    assert run_command(["make", "-n", "verify", "RECORD=1", "FORCE=1"]).out.count("--record --force") == 1
+    assert "--record" not in run_command(["make", "-n", "verify"], env={"RECORD": "1", "FORCE": "1"}).out
+    assert (ROOT / "env" / "golden" / "starter.json").exists()
