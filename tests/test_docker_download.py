@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 
 import pytest
 
+from tests import answers
 from tests.conftest import clean_environment
 from tests.docker_kit import containers, docker, tidy_engine, verb
 from tests.hub import Account, MisbehavingHub, serve_folder, tiny_model
@@ -105,22 +107,24 @@ def test_files_belong_to_the_calling_user(kit):
 def test_a_download_that_is_killed_goes_on_in_the_next_container(kit, served):
     from tests.hub import Stall
 
-    order = kit.hub.misbehave("model.safetensors", Stall(after=1000), times=1)
+    # It stalls again and again: a kill that takes its time, as a busy engine's does, still finds it at work.
+    order = kit.hub.misbehave("model.safetensors", Stall(after=1000))
     environment = clean_environment() | kit.environment(
         MODEL="gated", HF_TOKEN=TOKEN, COMPOSE_FILE="docker-compose.yml:on-loopback.yml"
     )
-    first = subprocess.Popen(
-        ["sh", "env/docker.sh", "download"], cwd=kit.folder, env=environment, stderr=subprocess.DEVNULL
-    )
+    first = subprocess.Popen(["sh", "env/docker.sh", "download"], cwd=kit.folder, env=environment)
     partials: list = []
-    while first.poll() is None and not (partials and partials[0].stat().st_size >= 1000):
+    while not (partials and partials[0].stat().st_size >= 1000):
+        assert first.poll() is None
+        time.sleep(0.05)
         partials = list(kit.model("gated").glob(".model.safetensors*.partial"))
     docker("kill", f"base-model-kit-download-{first.pid}")
-    first.wait(60)
+    assert first.wait(60) == 1
     order.stop()
     assert not (kit.model("gated") / "model.safetensors").exists()
+    there = partials[0].stat().st_size
     assert download(kit).status == 0
-    assert kit.hub.asked("model.safetensors", "GET")[-1].range == "bytes=1000-"
+    assert kit.hub.asked("model.safetensors", "GET")[-1].range == f"bytes={there}-"
 
 
 def test_the_starter_is_made_in_the_container_on_a_machine_with_docker_alone(kit):
@@ -128,7 +132,7 @@ def test_the_starter_is_made_in_the_container_on_a_machine_with_docker_alone(kit
     done = verb("run", cwd=kit.folder, **kit.environment(MAX_NEW_TOKENS="12"))
     assert done.status == 0, done.err
     assert "starter model: converting" in done.err
-    assert done.out.startswith('"\n\nThis sentence is a classic example')
+    assert done.out.removesuffix("\n") == answers.here()
     assert {path.stat().st_uid for path in kit.model("starter").iterdir()} == {os.getuid()}
     again = verb("run", cwd=kit.folder, **kit.environment(MAX_NEW_TOKENS="1"))
     assert "converting" not in again.err

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from kit import generation, methods
+from kit import generation, methods, transformers_engine
 from kit.devices import Device
 from kit.errors import KitError, WrongUsage
 from kit.generation import Request
+from tests import answers
+from tests.conftest import run_command
 
 MARK = "The capital of France is"
 
@@ -26,11 +30,15 @@ def test_the_methods_give_the_same_tokens_and_the_same_completion(complete):
     manual = complete(prompt, method="manual", max_new_tokens=50)
     assert pipeline.token_ids == manual.token_ids
     assert pipeline.text == manual.text
-    # llama.cpp computes with other numbers (its own 4 bits, not their bfloat16): the same at first, for this prompt.
-    llamacpp = complete(prompt, method="llamacpp", max_new_tokens=20)
-    assert llamacpp.token_ids == manual.token_ids[:20]
-    assert pipeline.prompt_tokens == manual.prompt_tokens == llamacpp.prompt_tokens == 8
-    assert pipeline.text.startswith('"\n\nThis sentence is a classic example of a rhetorical question')
+    assert pipeline.prompt_tokens == manual.prompt_tokens == 8
+
+
+def test_every_method_goes_on_as_anybody_would(complete):
+    """llama.cpp computes with other numbers (4 bits of its own, not bfloat16), and says the same where it is sure."""
+    said = [complete(answers.PROMPT, method=method, max_new_tokens=answers.TOKENS) for method in methods.NAMES]
+    assert [completion.text for completion in said] == [answers.ANSWER] * 3
+    assert len({tuple(completion.token_ids) for completion in said}) == 1
+    assert len({completion.prompt_tokens for completion in said}) == 1
 
 
 def test_it_is_what_the_bare_library_generates(complete, starter):
@@ -61,12 +69,12 @@ def test_the_same_seed_draws_the_same_text_and_another_seed_another(complete, me
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_without_an_end_it_goes_on_to_the_last_token_asked_for(complete, method):
     """What makes the rows of a bench compare."""
-    chat = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
-    ended = complete(chat, method=method, max_new_tokens=60)
-    assert ended.new_tokens < 60
+    chat = "<|im_start|>user\nSay only the word hi.<|im_end|>\n<|im_start|>assistant\nhi"
+    ended = complete(chat, method=method, max_new_tokens=12)
+    assert ended.new_tokens < 12
     assert ended.token_ids[-1] == 2
-    forced = complete(chat, method=method, max_new_tokens=60, ignore_eos=True)
-    assert forced.new_tokens == 60
+    forced = complete(chat, method=method, max_new_tokens=12, ignore_eos=True)
+    assert forced.new_tokens == 12
     assert forced.token_ids[: ended.new_tokens - 1] == ended.token_ids[:-1]
 
 
@@ -160,6 +168,45 @@ def test_converting_on_mps_loads_one_tensor_at_a_time(starter, monkeypatch):
             generation.complete(Request(starter, MARK, "manual"))
     assert seen == [None, "1"]
     monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD")
+
+
+@pytest.mark.parametrize(("dtype", "backend"), [("bfloat16", "mmap"), ("float16", "pread")])
+def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(starter, monkeypatch, dtype, backend):
+    """Mapped, its pages would stay beside the converted copy. The weights are the same bits either way."""
+    import torch
+    from transformers import AutoModelForCausalLM, modeling_utils
+
+    expected = AutoModelForCausalLM.from_pretrained(starter.folder, dtype=getattr(torch, dtype)).state_dict()
+    backends, own = [], modeling_utils.safe_open
+    monkeypatch.setattr(modeling_utils, "safe_open", lambda *a, **k: (backends.append(k["backend"]), own(*a, **k))[1])
+    loaded = transformers_engine.load_model(starter, "manual", Device("cpu", dtype, "", "")).model.state_dict()
+    assert backends == [backend]
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+    # And the library is as it was for whoever uses it next.
+    AutoModelForCausalLM.from_pretrained(starter.folder, dtype=torch.float32)
+    assert backends == [backend, "mmap"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS counts a process's memory in another way")
+def test_code_that_only_the_imports_ran_is_given_back():
+    program = """
+from pathlib import Path
+from kit import libraries, machine
+def resident():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1])
+libraries.import_all()
+before = resident()
+machine.release_code()
+print(before - resident(), before)
+import torch
+assert (torch.ones(3, 3) @ torch.ones(3, 3)).sum() == 27
+"""
+    done = run_command([sys.executable, "-c", program])
+    assert done.status == 0, done.err
+    freed, before = map(int, done.out.split())
+    assert freed > before / 2
 
 
 def test_memory_that_runs_out_says_what_to_do(starter, monkeypatch):

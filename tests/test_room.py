@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from kit import bundle, model_folder, wheels
+from tests import answers
 from tests.bundle_kit import sha256
 from tests.conftest import copy_kit, run_command
 from tests.real_room import ISOLATED, RealBundle, isolated, make_bundle, require_isolation, serve
 
 pytestmark = pytest.mark.slow
 
-COMPLETION = '"\n\nThis sentence is a classic example'
 BIN = Path(sys.executable).parent
 WHEELS = len(wheels.pins(wheels.this()))
 
@@ -48,7 +48,7 @@ def test_from_a_bundle_to_an_answer_without_any_network(real, clone, tmp_path, f
     assert "fetching" not in done.err
     run = isolated(["make", "-s", "run"], clone, home)
     assert run.status == 0, run.err
-    assert run.out.startswith(COMPLETION)
+    assert run.out.startswith(answers.here())
     if form == "tar":
         proof = isolated(["make", "-s", "verify", "DEVICE=cpu"], clone, home)
         assert proof.status == 0, proof.out + proof.err
@@ -56,7 +56,7 @@ def test_from_a_bundle_to_an_answer_without_any_network(real, clone, tmp_path, f
     # From here on it is a clone like any other: set-up and doctor need no bundle, and an empty .venv no network.
     assert isolated(["make", "-s", "setup"], clone, home).status == 0
     assert isolated(["make", "-s", "clean", "setup"], clone, home).status == 0
-    assert isolated(["make", "-s", "run", "MAX_NEW_TOKENS=12"], clone, home).out.startswith(COMPLETION)
+    assert isolated(["make", "-s", "run", "MAX_NEW_TOKENS=12"], clone, home).out.startswith(answers.here())
 
 
 def test_the_bundles_own_kit_is_a_working_clone(real, tmp_path):
@@ -73,7 +73,7 @@ def test_the_bundles_own_kit_is_a_working_clone(real, tmp_path):
     clone = home / "base-model-kit"
     done = isolated(["make", "-s", "setup", f"BUNDLE={folder}", f"SHA256={real.digest}"], clone, home)
     assert done.status == 0, done.err
-    assert isolated(["make", "-s", "run", "MAX_NEW_TOKENS=12"], clone, home).out.startswith(COMPLETION)
+    assert isolated(["make", "-s", "run", "MAX_NEW_TOKENS=12"], clone, home).out.startswith(answers.here())
 
 
 def test_a_python_without_ensurepip_is_enough_for_a_bundle(real, clone, tmp_path):
@@ -98,6 +98,7 @@ def test_from_a_mirror_to_an_answer_with_nothing_else_in_reach(real, clone, tmp_
     """Mirror and attendee share a namespace: its loopback is the room's network."""
     program = """
 import subprocess, sys
+from tests import answers
 from tests.conftest import run_command
 from tests.real_room import RealBundle, alone, serve
 from pathlib import Path
@@ -112,7 +113,7 @@ sys.stdout.write(run.out)
 """
     facts = [str(clone), str(tmp_path / "home"), *map(str, (real.clone, real.folder, real.tar)), real.digest]
     done = run_command([*ISOLATED, sys.executable, "-c", program, *facts], timeout=600)
-    assert done.out.startswith(COMPLETION), done.err
+    assert done.out.startswith(answers.here()), done.err
     assert f"from the bundle: {WHEELS} wheels" in done.err
 
 

@@ -36,19 +36,19 @@ ODD_PROMPTS = [
 
 
 def test_stdout_is_the_completion_and_stderr_the_facts(make):
-    done = make("run", "MAX_NEW_TOKENS=12", "DEVICE=cpu")
+    done = make("run", "MAX_NEW_TOKENS=12", "DEVICE=cpu", "DTYPE=float32")
     assert done.status == 0
     assert done.out == '"\n\nThis sentence is a classic example of a rhetorical\n'
     assert "starter is SmolLM2-135M-Instruct, instruction-tuned, so not a base model" in done.err
-    assert "pipeline on cpu (asked for), bfloat16 (the checkpoint's own)" in done.err
+    assert "pipeline on cpu (asked for), float32 (asked for)" in done.err
     assert "> Hello, who or what are you ?" in done.err
-    facts = r"\[starter, cpu, bfloat16\] import .* s, load .* s, first token .* s, 12 tokens at .* tokens/s, .* MB"
+    facts = r"\[starter, cpu, float32\] import .* s, load .* s, first token .* s, 12 tokens at .* tokens/s, .* MB"
     assert re.search(facts, done.err)
 
 
 def test_auto_says_which_device_and_why(script):
     done = script("run", "--max-new-tokens", "1")
-    assert re.search(r"pipeline on (cpu|mps) \(.{10,}\), bfloat16", done.err)
+    assert re.search(r"pipeline on (cpu|mps) \(.{10,}\), bfloat16 \(the checkpoint's own\)", done.err)
 
 
 def test_json_is_one_document_on_one_line_with_the_agreed_keys(make):

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from kit.registry import ROOT
+from tests import answers
 from tests.conftest import Done, clean_environment, copy_kit, run_command
 
 pytestmark = pytest.mark.slow
 
-COMPLETION = '"\n\nThis sentence is a classic example'
 LOCK = "env/lock/macos.txt" if sys.platform == "darwin" else "env/lock/linux.txt"
 REFUSED = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple"}
 
@@ -56,7 +56,7 @@ def identity(folder: Path) -> tuple[int, int]:
 def test_a_clean_clone_with_an_empty_home_answers_and_then_does_nothing_twice(clone, home):
     first = make(clone, home, "run")
     assert first.status == 0, first.err
-    assert first.out.startswith(COMPLETION)
+    assert first.out.startswith(answers.here())
     before = identity(clone)
     second = make(clone, home, "run")
     assert second.out == first.out
@@ -100,7 +100,7 @@ def test_two_runs_at_once_in_a_clean_clone_both_answer(tmp_path, home):
     ]
     said = [run.communicate(timeout=600) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
-    assert all(out.startswith(COMPLETION) for out, _ in said)
+    assert all(out.startswith(answers.here()) for out, _ in said)
     assert "waiting for" in said[0][1] + said[1][1]
 
 
@@ -122,7 +122,7 @@ def test_an_interruption_at_any_moment_leaves_what_the_same_command_completes(cl
             run.communicate(timeout=60)
     done = make(clone, home, "run", "MAX_NEW_TOKENS=12")
     assert done.status == 0, done.err
-    assert done.out.startswith(COMPLETION)
+    assert done.out.startswith(answers.here())
     doctor = make(clone, home, "doctor")
     assert doctor.status == 0, doctor.out
     assert not [path.name for path in (clone / "models").iterdir() if "partial" in path.name]

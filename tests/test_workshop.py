@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kit.registry import ROOT
+from tests import answers
 from tests.conftest import run_command
 from tests.real_room import RealBundle, alone, make_bundle, require_isolation
 
@@ -64,7 +65,7 @@ def fresh_clone(bundle: RealBundle, tmp_path: Path) -> Path:
 def test_what_an_attendee_types_at_home_works_in_a_fresh_clone(bundle, tmp_path):
     done = run_command(["sh", "-e", "-c", ATTENDEES[0]], cwd=fresh_clone(bundle, tmp_path), timeout=600)
     assert done.status == 0, done.err
-    assert '"\n\nThis sentence is a classic example' in done.out
+    assert answers.here() in done.out
 
 
 @pytest.mark.slow
@@ -87,7 +88,7 @@ def test_what_an_attendee_types_in_the_room_works_in_a_fresh_clone(bundle, tmp_p
     assert f"make setup BUNDLE=http://192.168.1.10:8080 SHA256={bundle.digest}\n" in board
     assert as_here(HF_LINE, bundle, tmp_path) in board
     if "make run" in typed:
-        assert '"\n\nThis sentence is a classic example' in done.out
+        assert answers.here() in done.out
 
 
 @pytest.mark.slow
