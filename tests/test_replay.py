@@ -103,6 +103,7 @@ def test_float32_sees_a_fault_in_one_of_the_weights(model, short, fault):
     assert judged(model, short).ok, "the fault was not undone"
 
 
+@pytest.mark.slow
 def test_bfloat16_sees_what_is_gross(load, short, starter):
     assert judged(load("bfloat16"), short, "bfloat16").ok
     assert not judged(load("bfloat16", config=rope(starter.folder, rope_theta=10_000.0)), short, "bfloat16").ok
@@ -125,7 +126,7 @@ def test_another_number_of_threads_passes(model, short):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_smaller_number_format_passes_within_its_own_tolerance_and_not_within_float32s(load, short, dtype):
     found = replay.replay(load(dtype), short)
     assert tolerances.judge(found, "cpu", dtype).ok
@@ -155,6 +156,7 @@ def test_another_rope_theta_is_seen(load, starter, short):
 LLAMA_3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
+@pytest.mark.slow
 def test_wrong_rope_scaling_is_seen_beyond_a_thousand_tokens(load, starter, reference):
     """It hardly shows in short prompts: the long one is there for it."""
     config = rope(starter.folder, **LLAMA_3, original_max_position_embeddings=8192)
@@ -165,6 +167,7 @@ def test_wrong_rope_scaling_is_seen_beyond_a_thousand_tokens(load, starter, refe
     assert verdict.replay.mean > 0.5
 
 
+@pytest.mark.slow
 def test_an_honest_model_passes_the_long_prompt_too(model, reference):
     verdict = judged(model, reference)
     assert verdict.ok, verdict.faults

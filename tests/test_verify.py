@@ -148,6 +148,7 @@ def test_a_model_without_a_reference_says_who_records_it(kit_copy, script):
     assert "make verify MODEL=starter RECORD=1" in done.err
 
 
+@pytest.mark.slow
 def test_a_reference_is_recorded_once_and_not_overwritten_without_force(quick, script):
     path = quick / "env" / "golden" / "starter.json"
     for name in ("long", "code", "scripts", "question"):
