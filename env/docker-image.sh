@@ -13,13 +13,23 @@ tag() {
   } | $hash_with | cut -c 1-12
 }
 
+# As kit/facts.py has it: a copy without git knows the commit that it was made of.
+name_commit() {
+  if [ -e .git ]; then
+    KIT_COMMIT=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+    [ -z "$(git status --porcelain 2>/dev/null)" ] || KIT_COMMIT=$KIT_COMMIT-changed
+  else
+    KIT_COMMIT=$(cat env/commit)
+    case $KIT_COMMIT in *[!0-9a-f]* | '') KIT_COMMIT=unknown ;; esac
+  fi
+}
+
 # $1: the service. Builds its image where there is none of what is here now.
 need_image() {
   check_engine
   made_of="kit scripts env .dockerignore LICENSE README.md docker-compose.yml"
   [ "$1" != test ] || made_of="$made_of tests docs Makefile pyproject.toml CONTRIBUTING.md .github .ci .env.example .gitignore"
-  KIT_COMMIT=$(git rev-parse HEAD 2>/dev/null || echo unknown)
-  [ -z "$(git status --porcelain 2>/dev/null)" ] || KIT_COMMIT=$KIT_COMMIT-changed
+  name_commit
   check_base
   KIT_IMAGE_TAG=$(tag $made_of)
   export KIT_COMMIT KIT_IMAGE_TAG

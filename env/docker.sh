@@ -6,10 +6,6 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 
-SETTINGS="MODEL DEVICE METHOD DTYPE QUANT PROMPT PROMPT_FILE MAX_NEW_TOKENS TEMPERATURE SEED JSON KIT_DEBUG HF_ENDPOINT"
-SETTINGS="$SETTINGS DEVICES METHODS DTYPES QUANTS RUNS QUALITY"
-SETTINGS_OF_THE_CONTAINER="BASE_IMAGE MEMORY HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE"
-
 say() { printf '%s\n' "$*" >&2; }
 
 # What happened, what to type next, and the exit status (1).
@@ -24,71 +20,9 @@ die() {
 (: 3<&0) 2>/dev/null || exec </dev/null
 (: 3>&1) 2>/dev/null || die "the output could not be written: standard output is closed." "make docker-${1:-run} >answer.txt"
 
+. env/docker-settings.sh
 . env/docker-engine.sh
 . env/docker-image.sh
-
-# --- Settings ---------------------------------------------------------------------------------------------------------
-
-# What .env says and the environment does not, into the environment. $1: the names that count.
-read_dotenv() {
-  dotenv=${KIT_DOTENV:-.env}
-  [ -e "$dotenv" ] || return 0
-  [ -f "$dotenv" ] && [ -r "$dotenv" ] || die ".env cannot be read." "chmod 600 .env"
-  # kit/dotenv_file.py says it more finely, and is not at hand before there is a Python.
-  bom=$(printf '\357\273\277')
-  faulty=$(LC_ALL=C grep -nE "^$bom|^export |^[A-Za-z_0-9]+( |= )|[\"'\`\$\\\\]|[[:space:]]#|[[:space:]]\$" "$dotenv" |
-    grep -vE '^[0-9]+:#' | head -1 | cut -d: -f1)
-  [ -z "$faulty" ] || die ".env, line $faulty, has what its readers read differently." "see .env.example for the form"
-  ours=' '
-  while IFS= read -r line || [ -n "$line" ]; do
-    name=${line%%=*}
-    case $name in '' | *[!A-Z_]*) continue ;; esac
-    case " $1 " in *" $name "*) ;; *) continue ;; esac
-    case $ours in
-      *" $name "*) given= ;; # written twice: the last one counts
-      *) eval "given=\${$name:-}" ;;
-    esac
-    # An empty prompt that was asked for is one; and a file of it counts before .env's prompt.
-    case $name$ours in
-      PROMPT*" PROMPT "*) ;;
-      PROMPT" "*) given=${PROMPT+x}${PROMPT_FILE:+x} ;;
-    esac
-    [ -n "$given" ] || [ -z "${line#*=}" ] || { export "$name=${line#*=}" && ours="$ours$name "; }
-  done <"$dotenv"
-}
-
-check_settings() {
-  case $verb:${DEVICE:-} in run:mps | verify:mps)
-    die "DEVICE=mps cannot run in a container: containers have no Metal." "on the Mac itself: make $verb DEVICE=mps" ;;
-  esac
-  case $verb,${DEVICES:-}, in bench,*,mps,* | bench,mps,*)
-    die "DEVICES=$DEVICES cannot run in a container: containers have no Metal." "on the Mac itself: make bench DEVICES=$DEVICES" ;;
-  esac
-  case $verb,$record in
-    run,* | *,) ;;
-    *) die "RECORD is for the native verb: the references are this clone's, and the image only reads them." \
-      "make $verb RECORD=1" 2 ;;
-  esac
-  case ${MEMORY:=6g} in
-    [1-9]*[0-9][mM] | [1-9][gG] | [1-9]*[0-9][gG]) ;;
-    *) die "MEMORY=$MEMORY is no size." "make docker-$verb MEMORY=6g" 2 ;;
-  esac
-  # Set to nothing, they would count as set.
-  [ -n "${BASE_IMAGE:-}" ] || unset BASE_IMAGE
-  # Each program reads the one or the other.
-  for name in HTTP_PROXY HTTPS_PROXY NO_PROXY; do
-    lower=$(printf '%s' "$name" | tr '[:upper:]' '[:lower:]')
-    eval "given=\${$name:-\${$lower:-}}"
-    [ -z "$given" ] || export "$name=$given" "$lower=$given"
-  done
-  if [ -n "${SSL_CERT_FILE:-}" ]; then
-    [ -r "$SSL_CERT_FILE" ] || die "SSL_CERT_FILE=$SSL_CERT_FILE cannot be read." "unset it, or name the right file"
-    case $SSL_CERT_FILE in /*) ;; *) SSL_CERT_FILE=$(pwd)/$SSL_CERT_FILE ;; esac
-  fi
-  export MEMORY
-}
-
-# --- The verbs --------------------------------------------------------------------------------------------------------
 
 # Runs a service as the caller, to its end or the caller's. $1: the service; the rest: options of `compose run`.
 service() {
@@ -174,7 +108,7 @@ need_starter() {
   [ -f "$stamp" ] && [ -z "$(find env/models.toml -newer "$stamp")" ] && return 0
   given=${HF_TOKEN:-}
   HF_TOKEN=
-  HF_HOME=/nowhere download --entrypoint ".venv/bin/python -m scripts.setup" || exit
+  HF_HOME=/nowhere download --entrypoint ".venv/bin/python -m scripts.setup" </dev/null || exit
   HF_TOKEN=$given
   touch "$stamp"
 }
@@ -197,7 +131,6 @@ need_gguf() {
 }
 
 run() {
-  arguments=$record
   case ${FROM:-reports/} in reports/*) ;; *)
     die "FROM=$FROM is out of the container's sight, which has reports/ alone." "cp '$FROM' reports/, then: make docker-run FROM=reports/${FROM##*/}" 2 ;;
   esac
@@ -218,6 +151,8 @@ run() {
     printf '%s' "$PROMPT" | iconv -f UTF-8 -t UTF-8 >/dev/null 2>&1 ||
       die "the prompt is not UTF-8 text." "save it as UTF-8, then: make docker-run PROMPT_FILE=prompt.txt" 2
   fi
+  need_starter && need_gguf || return
+  arguments=$record
   set --
   [ -z "${FROM:-}$record" ] || set -- -v "$(pwd)/reports:/kit/reports"
   service run "$@"
@@ -263,7 +198,7 @@ for folder in models reports; do
   [ "$(id -u)" != 0 ] || chown "$KIT_USER" "$folder"
 done
 case $verb in
-  run) need_starter && need_gguf && run ;;
+  run) run ;;
   verify) need_starter && need_gguf && service verify ;;
   bench) need_starter && service prepare-bench </dev/null && service bench ;;
   test) need_starter && service test ;;

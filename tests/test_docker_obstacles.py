@@ -290,3 +290,23 @@ def test_a_wheel_of_another_torch_is_not_the_locked_one(tmp_path, kit_copy):
         "host_python() { echo /nowhere/python; }; UV_FIND_LINKS=x; set -x; bring_torch"
     )
     assert "/nowhere/python -m pip download" in run_command(["sh", "-c", program], cwd=kit_copy).err
+
+
+@pytest.mark.parametrize(("written", "named"), [("0" * 40, "0" * 40), ("$Format:%H$", "unknown")])
+def test_a_copy_without_git_gives_its_image_the_commit_that_it_was_made_of(tmp_path, written, named):
+    """As a bundle's kit is, or a folder that was downloaded."""
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "commit").write_text(f"{written}\n")
+    program = f"cd '{tmp_path}'; name_commit; echo \"$KIT_COMMIT\""
+    assert run_command(["sh", "-c", f". {ROOT}/env/docker-image.sh; {program}"]).out == f"{named}\n"
+
+
+def test_a_prompt_that_cannot_be_read_is_refused_before_anything_is_made(on_path, tmp_path):
+    calls = tmp_path / "calls"
+    docker = f'echo "$*" >>{calls}; {TELL.format(compose="2.26.1").replace("exit 1", "echo sha256:0")}'
+    asked = {"METHOD": "llamacpp", "QUANT": "q8_0", "PROMPT_FILE": str(tmp_path / "nowhere.txt")}
+    done = verb("run", **stand_in(on_path, docker=docker), **asked)
+    assert done.status == 2
+    assert "nowhere.txt cannot be read" in done.err
+    assert "compose version" in calls.read_text()
+    assert " run " not in calls.read_text()
