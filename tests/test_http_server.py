@@ -64,7 +64,7 @@ def test_a_connection_serves_many_requests_at_once_and_without_delay(hub):
         connection.request("GET", "/api/models/org/name")
         assert json.loads(connection.getresponse().read())["id"] == "org/name"
     connection.close()
-    assert time.monotonic() - started < 1  # Nagle's algorithm would take 2 s
+    assert time.monotonic() - started < 1.8  # Nagle's algorithm would take 2 s
 
 
 def test_who_watches_sees_requests_and_no_secrets(model):
