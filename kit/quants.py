@@ -43,7 +43,7 @@ def choose(model: Model, quant: str) -> Quant:
     shipped = next((file.path for file in model.files if file.path.endswith(".gguf")), None)
     names = (*NAMES, SHIPPED) if shipped else NAMES
     if quant not in names:
-        raise WrongUsage(f"QUANT={quant} is unknown. Valid: {', '.join(names)}.", "make run METHOD=llamacpp QUANT=bf16")
+        raise WrongUsage(f"QUANT={quant} is unknown. Valid: {', '.join(names)}.")
     if shipped and quant in ("auto", SHIPPED):
         return Quant(SHIPPED, model.folder / shipped, "as shipped" if quant == "auto" else "asked for", is_shipped=True)
     name, reason = ("bf16", "the weights' own bits; no GGUF is shipped") if quant == "auto" else (quant, "asked for")
