@@ -184,7 +184,7 @@ def check_dotenv(path: Path) -> Outcome:
     try:
         faults = dotenv_file.faults(path.read_bytes())
     except FileNotFoundError:
-        return skipped("there is no .env, and none is needed for the starter")
+        return skipped("there is no .env; the starter needs none")
     except OSError as error:
         following = "move it away: .env is a file" if path.is_dir() else "chmod 600 .env"
         return Outcome(FAIL, f".env cannot be read: {error.strerror}", following)

@@ -45,6 +45,11 @@ def shelf(folder: Path, allow_gated: bool = False, on_bytes: Callable[[int], Non
     """Reads and proves the bundle in `folder`. Raises KitError for a bad one, and for a model without its licence."""
     if folder.is_file():
         raise KitError(f"{folder} is a tar, and a mirror serves a folder.", f"tar -xf {folder}, then name what it made")
+    if not (folder / bundle.SUMS).exists():
+        raise KitError(
+            f"{folder} is no bundle: it has no {bundle.SUMS}.",
+            "ls -d dist/*/ and name one of these: make mirror BUNDLE=dist/…; where there is none: make bundle",
+        )
     content = bundle.read_sums(folder)
     sums = bundle.parse_sums(content)
     bundle.check_folder(folder, sums, on_bytes)

@@ -17,8 +17,8 @@ RUN = [sys.executable, "-m", "scripts.run"]
 
 
 def names(text: str) -> list[str]:
-    """`cpu, mps` -> ["cpu", "mps"]"""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    """`cpu, mps` or `cpu mps` -> ["cpu", "mps"]"""
+    return list(dict.fromkeys(text.replace(",", " ").split()))
 
 
 @click.command()

@@ -38,7 +38,8 @@ def compare(first: str | None, second: str | None) -> None:
     for difference in found:
         first, second = beside(difference.a, difference.b)
         cli.result(f"{difference.name}\n  A  {first}\n  B  {second}\n")
-    cli.note(f"{len(found)} differences" if found else "the same, in all that decides a result")
+    count = "1 difference" if len(found) == 1 else f"{len(found)} differences"
+    cli.note(count if found else "the same, in all that decides a result")
     if found:
         raise click.exceptions.Exit(1)
 

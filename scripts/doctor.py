@@ -51,6 +51,8 @@ def main(arguments: List[str]) -> int:
         print(json.dumps(document))
     elif failed:
         print(f"\n{', '.join(failed)}: see docs/troubleshooting.md")
+    else:
+        print("\nready: make run")
     return 1 if failed else 0
 
 

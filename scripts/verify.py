@@ -66,11 +66,12 @@ def verify(
         progress.end()
     content = manifest.of(done)
     path = reports.write("manifest", content)
+    # Before the result: the readiness code is the last line, on a terminal too.
+    cli.note(f"the manifest: {path.relative_to(registry.ROOT)}")
     if as_json:
         cli.result(json.dumps(content, ensure_ascii=False) + "\n")
     else:
         show(done, content)
-    cli.note(f"the manifest: {path.relative_to(registry.ROOT)}")
     if not done.ok:
         raise click.exceptions.Exit(1)
 
