@@ -48,8 +48,15 @@ class Bench:
     bandwidth: dict[str, list[float]]
     quality: list[dict[str, Any]] | None = None
 
+    interrupted: bool = False
+
     def measured(self) -> list[Row]:
         return [row for row in self.rows if row.runs]
+
+    @property
+    def runs_done(self) -> int:
+        """How many runs each row has, but for those that failed: as many as asked for, or fewer after Ctrl-C."""
+        return min((len(row.runs) for row in self.rows if not row.failure), default=0)
 
     def ceiling(self, row: Row) -> float | None:
         """Tokens per second that reading the weights allows; None where the bandwidth is not known."""
@@ -94,6 +101,7 @@ def run(plan: Plan, command: list[str], on_step: Step = lambda what, done, count
     except KeyboardInterrupt:
         if not bench.measured():
             raise
+        bench.interrupted = True
     return bench
 
 
@@ -112,6 +120,7 @@ def content(bench: Bench, conclusions: list[str]) -> dict[str, Any]:
         "facts": {**facts.gather(), "torch": facts.of_torch(), "llamacpp": facts.of_llamacpp()},
         "model": {**manifest.about(plan.model), "random": plan.model.is_random},
         "request": {"prompt": plan.prompt, "new_tokens": plan.new_tokens, "runs": plan.turns, "seed": 0},
+        "runs_done": bench.runs_done,
         "bandwidth": {device: {"bytes_per_s": read, **_spread(read)} for device, read in bench.bandwidth.items()},
         "without_mps": plan.without_mps or None,
         "rows": [_row(bench, row) for row in bench.rows],

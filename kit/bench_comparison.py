@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ MEASURED: tuple[str, ...] = (
     "peak_rss_bytes",
 )
 MEASURED += ("device_memory_bytes",)
+QUALITY_MOVES = 0.01
 CAUSES = ("model", "request", "facts")
 
 
@@ -27,14 +29,14 @@ def differences(a: Report, b: Report) -> list[Difference]:
     """Beyond the noise: the ranges of all runs do not overlap. (They were not measured in the same turns, so their
     ratio turn by turn says nothing.)
     """
-    found = [*_rows(a.content, b.content), *_bandwidth(a.content, b.content)]
+    found = [*_rows(a.content, b.content), *_bandwidth(a.content, b.content), *_quality(a.content, b.content)]
     left, right = ({name: report.content.get(name, {}) for name in CAUSES} for report in (a, b))
     return [*found, *comparison.differences(left, right)]
 
 
 def too_few_runs(*reports: Report) -> bool:
     """True where a bench has so few runs that its range says nothing about its noise."""
-    return any(report.content["request"]["runs"] < ENOUGH for report in reports)
+    return any(report.content.get("runs_done", report.content["request"]["runs"]) < ENOUGH for report in reports)
 
 
 def _rows(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
@@ -60,6 +62,15 @@ def _state(row: dict[str, Any] | None) -> str | None:
 def _bandwidth(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
     for device in a["bandwidth"]:
         yield from _changed(f"bandwidth of {device}, bytes/s", a["bandwidth"][device], b["bandwidth"].get(device))
+
+
+def _quality(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
+    """No noise of turns is in it: other kernels alone move it, by less than that."""
+    left, right = ({bench_table.label(row): row for row in content["quality"] or []} for content in (a, b))
+    for label in left:
+        for measure in ("perplexity", "top1_agreement"):
+            if label in right and not math.isclose(left[label][measure], right[label][measure], rel_tol=QUALITY_MOVES):
+                yield Difference(f"{label}: {measure}", *(f"{side[label][measure]:.4g}" for side in (left, right)))
 
 
 def _changed(name: str, a: dict[str, float] | None, b: dict[str, float] | None) -> Iterator[Difference]:

@@ -77,6 +77,10 @@ def make(
         )
     if quant_names and methods.LLAMACPP not in method_names:
         raise WrongUsage(f"QUANTS={','.join(quant_names)} is for llamacpp, and METHODS lacks it.", "make bench")
+    # Before anything is written for one of them.
+    _require_known("DTYPES", dtypes or ["auto"], devices.DTYPES)
+    _require_known("QUANTS", quant_names or ["auto"], quants.names(model))
+    chosen = list(_quants(model, quant_names))
     model_folder.check(model)
     found: dict[Combination, None] = {}
     obstacles = []
@@ -89,7 +93,7 @@ def make(
                 size = weights_read.of_torch(model, number_format)
                 found[Combination(method, name, number_format, None, size)] = None
     if methods.LLAMACPP in method_names:
-        for quant in _quants(model, quant_names):
+        for quant in chosen:
             names, obstacle = _devices(device_names, partial(_llamacpp, quant))
             obstacles.append(obstacle)
             quants.ensure(model, quant, on_progress)
@@ -123,7 +127,10 @@ def _devices(asked: Sequence[str], choose: Callable[[str], tuple[str, str]]) -> 
     obstacle = ""
     for name in asked:
         if name != "auto":
-            found[choose(name)] = None
+            try:
+                found[choose(name)] = None
+            except KitError as error:
+                raise type(error)(error.message, "make bench DEVICES=cpu") from error
             continue
         found[choose("cpu")] = None
         try:

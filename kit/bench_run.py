@@ -48,6 +48,7 @@ class Run:
 def run(command: list[str], plan: Plan, combination: Combination) -> Run:
     """Runs `command` (the verb `run`) as the combination says. Raises KitError where it fails, or ran otherwise."""
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    environment["KIT_DOTENV"] = os.devnull  # what counts of .env is in the environment by now
     options = ["--json", "--ignore-eos", "--temperature=0", "--seed=0"]
     options += [f"--model={plan.model.name}", f"--method={combination.method}", f"--device={combination.device}"]
     options += [f"--dtype={combination.dtype or 'auto'}", f"--quant={combination.quant or 'auto'}"]
@@ -67,7 +68,7 @@ def run(command: list[str], plan: Plan, combination: Combination) -> Run:
         seconds = time.perf_counter() - start
         said, messages = (_text(file) for file in (out, err))
     if process.returncode:
-        raise KitError(f"{combination} failed: {_last_error(messages, process.returncode)}")
+        raise KitError(_last_error(messages, process.returncode))
     return _read(json.loads(said), plan, combination, seconds, peak)
 
 

@@ -63,8 +63,11 @@ def _legend(content: dict[str, Any]) -> str:
     ceiling = (
         f"`ceiling`: tokens/s that reading the weights allows at this machine's bandwidth ({read}). " if read else ""
     )
+    done, asked = content["runs_done"], content["request"]["runs"]
+    runs = "One run in a fresh process" if done == 1 else f"Medians of {done} runs in fresh processes"
+    early = f" (stopped after {done} of {asked})" if done < asked else ""
     return (
-        f"Medians of {content['request']['runs']} runs in fresh processes, smallest and largest in brackets; `tokens"
+        f"{runs}{early}, smallest and largest in brackets; `tokens"
         f"/s` after the first; `all s` from the start of the process to its end. {ceiling}Memory at its peak."
     )
 

@@ -8,7 +8,7 @@ from kit import methods, origin, spread
 from kit.bench import Bench, Row
 from kit.spread import Spread
 
-SPEED, WHOLE, MEMORY = "decode_tokens_per_s", "process_s", "peak_rss_bytes"
+SPEED, WHOLE = "decode_tokens_per_s", "process_s"
 SIXTEEN_BITS = ("bfloat16", "float16", "bf16")
 
 
@@ -17,8 +17,9 @@ def of(bench: Bench) -> list[str]:
     rows = bench.measured()
     found = [*_pipeline_and_manual(rows), *_devices(bench, rows), *_frameworks(rows), *_fastest(rows)]
     found += [*_ceiling(bench, rows), *_memory(rows)]
-    if bench.plan.turns < spread.ENOUGH:
-        found.append(f"{bench.plan.turns} turns are too few to tell a difference from noise: RUNS=5 does.")
+    if bench.runs_done < spread.ENOUGH:
+        runs = "1 run is" if bench.runs_done == 1 else f"{bench.runs_done} runs are"
+        found.append(f"{runs} too few to tell a difference from noise: RUNS=5 does.")
     return found
 
 
@@ -91,11 +92,11 @@ def _frameworks(rows: list[Row]) -> Iterator[str]:
 
 
 def _fastest(rows: list[Row]) -> Iterator[str]:
-    if len(rows) > 1:
-        first, *_, last = sorted(rows, key=lambda row: _median(row, WHOLE))
+    spreads = {id(row): spread.of(row.values(WHOLE)) for row in rows}
+    for first, last in _ends(rows, spreads):
         yield (
-            f"From the command to its end {first.combination} is the fastest ({_median(first, WHOLE):.1f} s), "
-            f"and {last.combination} the slowest ({_median(last, WHOLE):.1f} s)."
+            f"From the command to its end {_all(first, 'is', 'are')} the fastest ({_median(first[0], WHOLE):.1f} s), "
+            f"and {_all(last)} the slowest ({_median(last[0], WHOLE):.1f} s)."
         )
 
 
@@ -109,18 +110,33 @@ def _ceiling(bench: Bench, rows: list[Row]) -> Iterator[str]:
 
 
 def _memory(rows: list[Row]) -> Iterator[str]:
-    if len(rows) > 1:
-        # On the GPU its memory comes on top.
-        def held(row: Row) -> float:
-            return _median(row, MEMORY) + (
-                _median(row, "device_memory_bytes") if row.values("device_memory_bytes") else 0
-            )
-
-        least, *_, most = sorted(rows, key=held)
+    # On the GPU its memory comes on top.
+    spreads = {
+        id(row): spread.of([run.peak_rss_bytes + (run.device_memory_bytes or 0) for run in row.runs]) for row in rows
+    }
+    for least, most in _ends(rows, spreads):
         yield (
-            f"{least.combination} holds the least memory ({_size(held(least))}), "
-            f"and {most.combination} the most ({_size(held(most))})."
+            f"{_all(least, 'holds', 'hold')} the least memory ({_size(spreads[id(least[0])].median)}), "
+            f"and {_all(most)} the most ({_size(spreads[id(most[0])].median)})."
         )
+
+
+def _ends(rows: list[Row], spreads: dict[int, Spread]) -> Iterator[tuple[list[Row], list[Row]]]:
+    """The rows with the least and with the most, each with those whose ranges overlap; none where these ones meet."""
+    if len(rows) < 2:
+        return
+    first, *_, last = sorted(rows, key=lambda row: spreads[id(row)].median)
+    if not spreads[id(first)].overlaps(spreads[id(last)]):
+        low, high = (
+            [end, *(row for row in rows if row is not end and spreads[id(row)].overlaps(spreads[id(end)]))]
+            for end in (first, last)
+        )
+        yield low, high
+
+
+def _all(rows: list[Row], one: str = "", more: str = "") -> str:
+    verb = one if len(rows) == 1 else more
+    return " and ".join(str(row.combination) for row in rows) + (f" {verb}" if verb else "")
 
 
 def _pairs(

@@ -37,6 +37,9 @@ REPACKED = ("q4_0",)
 # How often a thread looks before it sleeps. By default it looks for milliseconds, and beside two busy programs on two
 # cores the starter's 205 tokens/s fall to 1 to 40; with this they fall to 75 (docs/measurements.md).
 SPIN = "1000"
+# Of what it saves of a slot: after "ggsq", a version, a length and two marks, how many tokens, and the tokens; each an
+# int32, and the attention's state behind them.
+SAVED_COUNT_AT = 20
 
 
 @dataclass(frozen=True)
@@ -172,14 +175,19 @@ class LlamaServer:
             connection.close()  # and llama.cpp stops
 
     def ids_after(self, prompt_ids: list[int]) -> list[int]:
-        """The ids that it has worked on behind the prompt that was completed last, from what it saves of them."""
-        saved = self.post("/slots/0?action=save", {"filename": "slot"})
-        content = (Path(self._slots.name) / "slot").read_bytes()
-        # The tokens stand near the front, as int32; the attention's state behind them.
-        prompt = struct.pack(f"<{len(prompt_ids)}i", *prompt_ids)
-        start = content.find(prompt)
-        count = saved["n_saved"] - len(prompt_ids) if start >= 0 else 0
-        return list(struct.unpack_from(f"<{max(count, 0)}i", content, start + len(prompt)))
+        """The ids that it has worked on behind the prompt that was completed last, from what it saves of them.
+
+        Raises KitError where that is not of the form that is known.
+        """
+        count = self.post("/slots/0?action=save", {"filename": "slot"})["n_saved"]
+        path = Path(self._slots.name) / "slot"
+        with path.open("rb") as file:
+            content = file.read(SAVED_COUNT_AT + 4 * (1 + count))
+        path.unlink()  # it is the whole of the attention's state
+        saved = list(struct.unpack_from(f"<{len(content[SAVED_COUNT_AT:]) // 4}i", content, SAVED_COUNT_AT))
+        if saved[: 1 + len(prompt_ids)] != [count, *prompt_ids]:
+            raise KitError("llama.cpp's saved tokens could not be read.", "please report it, with the prompt")
+        return saved[1 + len(prompt_ids) :]
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request, and the whole answer to it."""

@@ -53,11 +53,14 @@ def require_meaning(model: Model) -> None:
 
 
 def measure(bench: Bench, on_progress: Callable[[str, float], None] = lambda what, share: None) -> list[dict[str, Any]]:
-    """A Quality for float32 and for each combination of a bench that ran. Raises KitError where one fails."""
+    """A Quality for float32 and for each combination of a bench that ran, into `bench.quality` one by one.
+
+    Raises KitError where one fails.
+    """
     model = bench.plan.model
     asked = [row.combination for row in bench.measured()]
     asked = [REFERENCE, *(one for one in asked if (one.method, one.device, one.dtype) != ("manual", "cpu", "float32"))]
-    found: list[dict[str, Any]] = []
+    found = bench.quality = []
     best: list[int] = []
     for number, one in enumerate(asked):
         on_progress(f"quality: {one}", number / len(asked))
@@ -74,7 +77,8 @@ def _in_a_child(model: Model, one: Combination) -> tuple[list[float], list[int]]
     done = subprocess.run(command, cwd=registry.ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
-        raise KitError(f"the quality of {one} could not be measured: {last[0]}", "make bench without QUALITY=1")
+        reason = last[0].partition("KitError: ")[2] or last[0]
+        raise KitError(f"the quality of {one} could not be measured: {reason}", "make bench without QUALITY=1")
     logprobs, best = json.loads(done.stdout)
     return logprobs, best
 

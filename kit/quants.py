@@ -38,12 +38,21 @@ class Quant:
         return self.path.with_name(f".{self.path.name}.json")
 
 
+def names(model: Model) -> tuple[str, ...]:
+    """What can be asked for, `auto` among it."""
+    return (*NAMES, SHIPPED) if _shipped(model) else NAMES
+
+
+def _shipped(model: Model) -> str | None:
+    """The GGUF file among the model's own."""
+    return next((file.path for file in model.files if file.path.endswith(".gguf")), None)
+
+
 def choose(model: Model, quant: str) -> Quant:
     """The file for what was asked: `auto` is the one that the model ships, else bf16. Raises WrongUsage."""
-    shipped = next((file.path for file in model.files if file.path.endswith(".gguf")), None)
-    names = (*NAMES, SHIPPED) if shipped else NAMES
-    if quant not in names:
-        raise WrongUsage(f"QUANT={quant} is unknown. Valid: {', '.join(names)}.")
+    if quant not in names(model):
+        raise WrongUsage(f"QUANT={quant} is unknown. Valid: {', '.join(names(model))}.")
+    shipped = _shipped(model)
     if shipped and quant in ("auto", SHIPPED):
         return Quant(SHIPPED, model.folder / shipped, "as shipped" if quant == "auto" else "asked for", is_shipped=True)
     name, reason = ("bf16", "the weights' own bits; no GGUF is shipped") if quant == "auto" else (quant, "asked for")

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# With fewer, a range says nothing about the noise: two sets of 3 that do not overlap come by chance 1 time in 10, of 5
-# 1 time in 126.
-ENOUGH = 3
+# With fewer runs chance does too much. Of two things that are the same, 5 ratios all lie on one side of 1 by chance
+# 1 time in 16 (3: 1 in 4), and two ranges of 5 do not overlap 1 time in 126 (3: 1 in 10).
+ENOUGH = 5
 
 
 @dataclass(frozen=True)

@@ -93,18 +93,31 @@ def bench(
         done = benches.run(plan, RUN, steps)
     finally:
         steps.end()
-    if with_quality:
-        try:
-            done.quality = quality.measure(done, progress)
-        finally:
-            progress.end()
+    trouble = measure_quality(done, progress) if with_quality and not done.interrupted else None
     show(done, as_json)
+    if trouble:
+        raise trouble
     failed = [row for row in done.rows if row.failure]
     if failed:
+        reasons = [f"{row.combination}: {row.failure}" for row in failed]
+        stand = "the others stand; " if done.measured() else ""
         raise KitError(
-            "\n  ".join([f"{len(failed)} of {len(done.rows)} rows failed:", *(str(row.failure) for row in failed)]),
-            "the others stand; leave these out with METHODS, DEVICES, DTYPES or QUANTS",
+            "\n  ".join([f"{len(failed)} of {len(done.rows)} failed:", *reasons]),
+            f"{stand}leave these out with METHODS, DEVICES, DTYPES or QUANTS",
         )
+
+
+def measure_quality(done: benches.Bench, progress: ProgressLine) -> KitError | None:
+    """What went wrong on the way, to be said when the times are written down: they took minutes."""
+    try:
+        quality.measure(done, progress)
+    except KeyboardInterrupt:
+        return KitError("the quality was not measured to its end.", "make bench QUALITY=1")
+    except KitError as error:
+        return error
+    finally:
+        progress.end()
+    return None
 
 
 def show(done: benches.Bench, as_json: bool) -> None:

@@ -3,12 +3,13 @@
 python tests/bare_llamacpp.py models/starter starter-q4_1.gguf
 """
 
+import os
 import sys
 import time
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from xllamacpp import CommonParams, Server
+from xllamacpp import CommonParams, Server, llama_flash_attn_type
 
 folder, gguf = Path(sys.argv[1]), sys.argv[2]
 ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("Hello, who or what are you ?").ids
@@ -17,7 +18,10 @@ parameters.model.path = str(folder / gguf)
 parameters.n_ctx = 256
 parameters.fit_params = False
 parameters.verbosity = 0
-parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 2
+parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+parameters.n_parallel = 1
+parameters.flash_attn_type = llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+parameters.warmup = False
 parameters.n_gpu_layers = 0
 server = Server(parameters)
 times: list[float] = []

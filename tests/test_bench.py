@@ -163,8 +163,8 @@ def test_every_method_device_and_format_is_combined_once(starter):
         ({"devices": "cpu,tpu"}, "DEVICES: tpu is unknown. Valid: auto, cpu, mps"),
         ({"devices": "cuda"}, "CPU builds of torch only"),
         ({"devices": ""}, "DEVICES is empty"),
-        ({"dtypes": "int4"}, "DTYPE=int4 is unknown"),
-        ({"quants": "q5_k"}, "QUANT=q5_k is unknown"),
+        ({"dtypes": "int4"}, "DTYPES: int4 is unknown"),
+        ({"quants": "q5_k"}, "QUANTS: q5_k is unknown. Valid: auto, bf16, q8_0, q4_0, q4_1"),
         ({"methods": "llamacpp", "dtypes": "float32"}, "DTYPES=float32 is for pipeline and manual"),
         ({"methods": "manual", "quants": "bf16"}, "QUANTS=bf16 is for llamacpp"),
     ],
@@ -172,6 +172,43 @@ def test_every_method_device_and_format_is_combined_once(starter):
 def test_what_cannot_be_measured_is_refused_before_the_first_run(options, says, starter):
     with pytest.raises(WrongUsage, match=re.escape(says)):
         plan(starter, **options)
+
+
+def test_an_unknown_quant_behind_a_known_one_is_refused_before_a_file_is_written(starter, monkeypatch):
+    monkeypatch.setattr(bench_plan.quants, "ensure", lambda *_: pytest.fail("it began to write"))
+    with pytest.raises(WrongUsage, match="QUANTS: q5_k is unknown"):
+        plan(starter, methods="llamacpp", quants="q8_0,q5_k")
+
+
+def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("PROMPT_FILE=/nowhere.txt\nJSON=0\nMETHOD=manual\nSEED=3\n")
+    (tmp_path / ".env").chmod(0o600)
+    monkeypatch.setenv("KIT_DOTENV", str(tmp_path / ".env"))
+    (row,) = benches.run(plan(starter, methods="llamacpp"), RUN).rows
+    assert row.failure is None
+    assert len(row.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (KeyboardInterrupt(), "the quality was not measured to its end"),
+        (KitError("it does not fit"), "it does not fit"),
+    ],
+)
+def test_times_are_written_down_when_the_quality_cannot_be_measured(starter, trouble, says, monkeypatch, tmp_path):
+    from scripts import bench as verb
+
+    def measure(bench, progress):
+        raise trouble
+
+    written = []
+    monkeypatch.setattr(verb.quality, "measure", measure)
+    monkeypatch.setattr(verb, "show", lambda done, as_json: written.append(done))
+    options = ["--methods=llamacpp", "--quants=auto", "--runs=1", "--tokens=2", "--quality"]
+    with pytest.raises(KitError, match=says):
+        verb.bench.main(options, standalone_mode=False)
+    assert [len(row.runs) for row in written[0].rows] == [1]
 
 
 def test_mps_by_name_is_refused_where_it_cannot_run_and_auto_says_why_it_is_not_there(starter, script, monkeypatch):
@@ -227,7 +264,7 @@ def test_a_combination_that_fails_is_named_and_the_others_go_on(starter, tmp_pat
     manual, llamacpp = found.rows
     assert len(manual.runs) == 1
     assert llamacpp.runs == []
-    assert llamacpp.failure == "llamacpp on cpu in q4_1 failed: it does not fit"
+    assert llamacpp.failure == "it does not fit"
 
 
 def test_a_run_that_was_killed_says_so(starter):
@@ -250,6 +287,8 @@ def test_ctrl_c_keeps_what_was_measured(starter):
 
     found = benches.run(plan(starter, methods="llamacpp", turns=9), RUN, press)
     assert [len(each.runs) for each in found.rows] == [1]
+    assert found.interrupted
+    assert found.runs_done == 1
 
 
 def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter):

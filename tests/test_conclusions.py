@@ -99,8 +99,25 @@ def test_the_share_of_the_ceiling_and_the_memory_are_said():
 
 
 def test_too_few_turns_are_said_to_be_too_few():
-    assert "2 turns are too few" in said(row("manual", "cpu", "bfloat16", SLOW), turns=2)
-    assert "too few" not in said(row("manual", "cpu", "bfloat16", SLOW))
+    assert "3 runs are too few" in said(row("manual", "cpu", "bfloat16", SLOW))
+    assert "too few" not in said(row("manual", "cpu", "bfloat16", SLOW * 2, (3.0,) * 6))
+    # After Ctrl-C it is not the number that was asked for that counts.
+    stopped = bench(row("manual", "cpu", "bfloat16", SLOW[:1]), turns=5)
+    assert "1 run is too few" in "\n".join(conclusions.of(stopped))
+    assert "One run in a fresh process (stopped after 1 of 5)" in bench_table.markdown(benches.content(stopped, []))
+
+
+def test_those_that_cannot_be_told_apart_are_the_fastest_together_or_nobody_is():
+    quick = (
+        row("llamacpp", "cpu", "q4_0", FAST, (1.0, 1.1, 1.2)),
+        row("llamacpp", "cpu", "q4_1", FAST, (1.05, 1.1, 1.3)),
+    )
+    text = said(*quick, row("manual", "cpu", "bfloat16", SLOW))
+    fastest = "llamacpp on cpu in q4_0 and llamacpp on cpu in q4_1 are the fastest (1.1 s)"
+    assert f"From the command to its end {fastest}, and manual on cpu in bfloat16 the slowest (3.1 s)." in text
+    # All three hold as much.
+    assert "memory (" not in text
+    assert "fastest" not in said(*quick)
 
 
 def test_a_ratio_is_of_the_same_turns():
@@ -133,7 +150,7 @@ def test_a_gpu_has_a_column_and_random_weights_are_labelled(tmp_path):
 
 
 def test_a_row_that_failed_is_in_the_table_with_its_reason():
-    failed = Row(Combination("manual", "cpu", "float32", None, 1), [], "manual on cpu in float32 failed: it was killed")
+    failed = Row(Combination("manual", "cpu", "float32", None, 1), [], "it was killed")
     table = bench_table.markdown(content(failed, row("manual", "cpu", "bfloat16", SLOW)))
     assert "| manual | cpu | float32 | – |" in table
     assert "it was killed" in table
@@ -178,6 +195,7 @@ def test_a_row_that_only_one_has_and_another_bandwidth_are_named():
 
 
 def test_too_few_runs_are_said_to_be_too_few():
-    few, enough = (report(row("manual", "cpu", "bfloat16", SLOW), request={"runs": runs}) for runs in (2, 3))
+    few = report(row("manual", "cpu", "bfloat16", SLOW))
+    enough = report(row("manual", "cpu", "bfloat16", SLOW * 2, (3.0,) * 6))
     assert bench_comparison.too_few_runs(few, enough)
     assert not bench_comparison.too_few_runs(enough, enough)

@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy
 import pytest
 
-from kit import gguf_conversion, gguf_tensors, gguf_tokenizer, golden, plain_folder, registry, replay, shape_model
+from kit import (
+    gguf_conversion,
+    gguf_tensors,
+    gguf_tokenizer,
+    golden,
+    plain_folder,
+    registry,
+    replay,
+    shape_model,
+    tolerances,
+)
 from kit.errors import KitError
 from kit.gguf_file import GgufFile
 from kit.llama_server import LlamaServer
@@ -61,8 +71,8 @@ def test_the_starters_bf16_file_says_what_transformers_float32_says(starter, tmp
     first = len(entry.ids) - 32
     path = convert(starter.folder, tmp_path / "starter.gguf")
     found = differences(starter, path, list(entry.ids), first, list(entry.logprobs[first - entry.first :]))
-    assert statistics.fmean(found) < 0.065
-    assert max(found) < 0.9
+    assert statistics.fmean(found) < tolerances.TABLE["cpu", "bf16"].mean
+    assert max(found) < tolerances.TABLE["cpu", "bf16"].largest
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import http.client
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,17 @@ def test_llama_cpps_own_log_stays_out_of_the_output(script):
     assert lines[1].endswith("q4_1 (as shipped) …")
     assert lines[3].startswith("[starter, cpu, q4_1] import 0.")
     assert done.out.strip()
+
+
+@pytest.mark.parametrize("prompt", [[1], [4], [18], [32], [1, 4]])
+def test_the_saved_ids_are_those_behind_a_prompt_of_any_length(server, prompt):
+    """Short prompts look like the numbers in front of the saved tokens: their count, a version, a mark."""
+    for count in (2, 18, 32):
+        came = [chunk.token_id for chunk in server.generate(prompt, count, ignore_eos=True)]
+        assert None not in came
+        # The last token is saved when it has been worked on, with the next one.
+        assert server.ids_after(prompt) == came[:-1]
+    assert list(Path(server._slots.name).iterdir()) == []
 
 
 def test_the_prompt_arrives_as_the_model_folders_tokenizer_reads_it(starter, server):
