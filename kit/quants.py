@@ -51,7 +51,9 @@ def _shipped(model: Model) -> str | None:
 def choose(model: Model, quant: str) -> Quant:
     """The file for what was asked: `auto` is the one that the model ships, else bf16. Raises WrongUsage."""
     if quant not in names(model):
-        raise WrongUsage(f"QUANT={quant} is unknown. Valid: {', '.join(names(model))}.")
+        raise WrongUsage(
+            f"QUANT={quant} is unknown. Valid: {', '.join(names(model))}.", "make run METHOD=llamacpp QUANT=bf16"
+        )
     shipped = _shipped(model)
     if shipped and quant in ("auto", SHIPPED):
         return Quant(SHIPPED, model.folder / shipped, "as shipped" if quant == "auto" else "asked for", is_shipped=True)
