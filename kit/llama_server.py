@@ -37,8 +37,7 @@ REPACKED = ("q4_0",)
 # How often a thread looks before it sleeps. By default it looks for milliseconds, and beside two busy programs on two
 # cores the starter's 205 tokens/s fall to 1 to 40; with this they fall to 75 (docs/measurements.md).
 SPIN = "1000"
-# Of what it saves of a slot: after "ggsq", a version, a length and two marks, how many tokens, and the tokens; each an
-# int32, and the attention's state behind them.
+# In what it saves of a slot (int32s behind "ggsq", a version, a length, two marks): the count of tokens, and they.
 SAVED_COUNT_AT = 20
 
 
@@ -175,10 +174,7 @@ class LlamaServer:
             connection.close()  # and llama.cpp stops
 
     def ids_after(self, prompt_ids: list[int]) -> list[int]:
-        """The ids that it has worked on behind the prompt that was completed last, from what it saves of them.
-
-        Raises KitError where that is not of the form that is known.
-        """
+        """The ids that it has worked on behind the prompt completed last. Raises KitError for an unknown form of them."""
         count = self.post("/slots/0?action=save", {"filename": "slot"})["n_saved"]
         path = Path(self._slots.name) / "slot"
         with path.open("rb") as file:
