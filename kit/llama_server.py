@@ -174,7 +174,7 @@ class LlamaServer:
             connection.close()  # and llama.cpp stops
 
     def ids_after(self, prompt_ids: list[int]) -> list[int]:
-        """The ids that it has worked on behind the prompt completed last. Raises KitError for an unknown form of them."""
+        """The ids that it has worked on behind the last prompt. Raises KitError for an unknown form of them."""
         count = self.post("/slots/0?action=save", {"filename": "slot"})["n_saved"]
         path = Path(self._slots.name) / "slot"
         with path.open("rb") as file:

@@ -102,7 +102,7 @@ def bench(
         reasons = [f"{row.combination}: {row.failure}" for row in failed]
         stand = "the others stand; " if done.measured() else ""
         raise KitError(
-            "\n  ".join([f"{len(failed)} of {len(done.rows)} failed:", *reasons]),
+            "\n  ".join([f"{len(failed)} of {len(done.rows)} rows failed:", *reasons]),
             f"{stand}leave these out with METHODS, DEVICES, DTYPES or QUANTS",
         )
 
