@@ -199,3 +199,11 @@ def test_too_few_runs_are_said_to_be_too_few():
     enough = report(row("manual", "cpu", "bfloat16", SLOW * 2, (3.0,) * 6))
     assert bench_comparison.too_few_runs(few, enough)
     assert not bench_comparison.too_few_runs(enough, enough)
+
+
+def test_a_quality_that_changed_is_a_difference_and_one_that_other_kernels_move_is_none():
+    rows = row("manual", "cpu", "bfloat16", SLOW)
+    quality = {"method": "llamacpp", "device": "cpu", "dtype": None, "quant": "q4_0", "top1_agreement": 0.57}
+    a, slightly, much = (report(rows, quality=[quality | {"perplexity": value}]) for value in (10.177, 10.2, 6.1))
+    assert [each.name for each in bench_comparison.differences(a, much)] == ["llamacpp on cpu in q4_0: perplexity"]
+    assert bench_comparison.differences(a, slightly) == []
