@@ -39,7 +39,7 @@ endif
 
 # The environment is what the lock says, under every locale and whatever else is active.
 export PYTHONUTF8 := 1
-unexport PYTHONPATH PYTHONHOME
+unexport PYTHONPATH PYTHONHOME CDPATH
 # Some machines set it; then every run compiles torch and transformers anew (7 s).
 unexport PYTHONDONTWRITEBYTECODE
 

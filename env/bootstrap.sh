@@ -8,7 +8,7 @@
 # POSIX sh, for macOS's and Debian's.
 set -u
 
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd "$(dirname "$0")/.." || exit 1
 root=$(pwd -P)
 
 # The Python that uv brings where the machine has none between 3.11 and 3.13.

@@ -4,7 +4,7 @@
 # Finds an engine and Compose that do, builds the image where what it is made of has changed, and lets docker-compose.yml
 # run it as the caller. Settings: those of the verb; BASE_IMAGE, MEMORY. POSIX sh, for macOS's and Debian's.
 set -u
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd "$(dirname "$0")/.." || exit 1
 
 say() { printf '%s\n' "$*" >&2; }
 

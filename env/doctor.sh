@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the doctor with whatever Python is at hand, from 3.8 on, .venv's first. POSIX sh.
 set -u
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd "$(dirname "$0")/.." || exit 1
 
 for name in .venv/bin/python python3.13 python3.12 python3.11 python3 python; do
   "$name" -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2>/dev/null && exec "$name" -m scripts.doctor "$@"

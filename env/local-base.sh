@@ -4,7 +4,7 @@
 # Does nothing where the image is there already. Needs root and debootstrap (Debian, Ubuntu: apt install debootstrap).
 # DEBIAN_MIRROR is another mirror than Debian's own. POSIX sh.
 set -u
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd "$(dirname "$0")/.." || exit 1
 # Its Python is 3.11, the one of the image that env/Dockerfile pins.
 suite=bookworm
 image=base-model-kit-base:$suite

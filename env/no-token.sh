@@ -2,7 +2,7 @@
 # Refuses a token of the Hub in any file that git has, would take, or holds staged. Says where, and never shows the token.
 # POSIX sh.
 set -u
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd "$(dirname "$0")/.." || exit 1
 
 # An account's tokens, and those of a log-in in the browser.
 token='hf_([A-Za-z0-9]{34}|oauth_[A-Za-z0-9._-]{34})'

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Removes what can be made again: sh env/purge.sh [--force]. Never .env. POSIX sh.
 set -u
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd "$(dirname "$0")/.." || exit 1
 
 if [ "${1:-}" != --force ]; then
   if [ ! -t 0 ]; then

@@ -3,7 +3,7 @@
 # that bootstrap.sh will make .venv with. POSIX sh.
 set -u
 [ -n "${BUNDLE:-}${SHA256:-}" ] || exit 0
-cd "$(dirname "$0")/.." || exit 1
+CDPATH= cd "$(dirname "$0")/.." || exit 1
 
 say() { printf '%s\n' "$*" >&2; }
 

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from kit.registry import ROOT
+from tests.conftest import run_command
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -120,3 +121,27 @@ def test_goals_come_one_after_the_other_whatever_j_says(kit_copy, make):
     again = make("-j4", "environment", "clean", cwd=kit_copy)
     assert again.status == 0
     assert not (kit_copy / ".venv").exists()
+
+
+SCRIPTS = sorted([*(ROOT / "env").glob("*.sh"), ROOT / ".ci" / "engine", ROOT / ".ci" / "run"])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_no_script_is_led_elsewhere_by_cdpath(path):
+    """`cd` looks into CDPATH for a name like `env/..`, and prints where it went."""
+    for line in path.read_text().splitlines():
+        for before, target in re.findall(r"(.*?)\bcd (\S+)", line.partition(" #")[0]):
+            assert before.endswith("CDPATH= ") or target.startswith(("/", "./", "../")), line
+
+
+@pytest.mark.parametrize("command", [["make", "-s", "purge", "FORCE=1"], ["sh", "env/purge.sh", "--force"]])
+@pytest.mark.parametrize("cdpath", ["elsewhere", "."])
+def test_purge_leaves_another_folders_models(tmp_path, kit_copy, cdpath, command):
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("env", "models"):
+        (elsewhere / name).mkdir(parents=True)
+    place = str(elsewhere) if cdpath == "elsewhere" else cdpath
+    done = run_command(command, cwd=kit_copy, env={"CDPATH": place})
+    assert (done.status, done.out) == (0, "")
+    assert (elsewhere / "models").exists()
+    assert not (kit_copy / "models").exists()
