@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-from kit.errors import KitError
+from kit.errors import KitError, washed
 
 OK, WARN, FAIL = "ok", "WARN", "FAIL"
 
@@ -54,7 +54,7 @@ def _run_one(number: str, name: str, look: Callable[[], Outcome]) -> Check:
     except KitError as error:
         outcome = Outcome(FAIL, error.message, error.hint)
     except Exception as error:
-        outcome = Outcome(FAIL, f"the check itself failed: {type(error).__name__}: {error}", "please report it")
+        outcome = Outcome(FAIL, washed(f"the check itself failed: {type(error).__name__}: {error}"), "please report it")
     return Check(number, name, outcome.state, outcome.text, outcome.next)
 
 

@@ -1,19 +1,47 @@
-"""The one kind of error that a person sees."""
+"""The one kind of error that a person sees, and what no text that a person sees may hold."""
+
+from __future__ import annotations
+
+import re
+from typing import Set
+
+# A token of the Hub; what stands behind Bearer; user and password in an address; what signs a link.
+SECRETS = re.compile(
+    r"(?P<keep>\bbearer[\s:]+|://(?=[^/\s'\"]*@)"
+    r"|[?&](?:x-(?:amz|goog)-[\w-]+|signature|sig|policy|key-pair-id|token|access_token|api_key|password|secret)=)"
+    r"(?:(?<=://)[^/\s'\"]*(?=@)|(?<!://)[^\s'\"&]+)"
+    r"|(?-i:\bhf_[\w.~+/=-]{8,})",
+    re.IGNORECASE,
+)
+SHORTEST = 6  # characters of a secret's part; what is shorter may be a part of any word
+_kept: Set[str] = set()
+
+
+def keep_secret(value: str) -> None:
+    """From now on `washed` cuts this value out, and each part of it: a library quotes one with a line end escaped."""
+    _kept.update(part for part in re.split(r"[^\w.~+/=-]+", value) if len(part) >= SHORTEST)
+
+
+def washed(text: str) -> str:
+    """The text without tokens, passwords and signatures, however a library wrote them into it."""
+    for part in sorted(_kept, key=len, reverse=True):
+        text = text.replace(part, "…")
+    return SECRETS.sub(lambda found: (found["keep"] or "") + "…", text)
 
 
 class KitError(Exception):
     """What happened and why, and what to type next.
 
     `message` is one or more lines, `hint` the next step (a command where there is one).
-    `status` is the exit status of a script that ends with it.
+    `status` is the exit status of a script that ends with it. Words of a library may stand in both: they are washed.
     """
 
     status = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = washed(message)
+        self.hint = washed(hint)
+        super().__init__(self.message)
 
 
 class WrongUsage(KitError):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kit import hub_errors, network_errors
-from kit.errors import KitError
+from kit.errors import KitError, keep_secret
 from kit.registry import Model
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class Token:
 
     value: str = field(repr=False)
     source: str
+
+    def __post_init__(self) -> None:
+        keep_secret(self.value)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,17 @@ def is_trusted(address: str) -> bool:
 
 
 def find_token() -> Token | None:
-    """The token in effect: HF_TOKEN (the environment or .env), else the Hub client's own file."""
+    """The token in effect: HF_TOKEN (the environment or .env), else the Hub client's own file.
+
+    Raises KitError for what cannot be a token: whoever asks for one may send it.
+    """
+    found = _token_in_effect()
+    if found:
+        check_form(found)
+    return found
+
+
+def _token_in_effect() -> Token | None:
     if value := os.environ.get("HF_TOKEN", "").strip():
         return Token(value, "HF_TOKEN")
     from huggingface_hub import constants, get_token
@@ -122,10 +135,7 @@ def token_to_send(model: Model) -> Token | None:
     """The token that the model needs: none for an open one, none for a mirror without https."""
     if not model.gated or not is_trusted(endpoint()):
         return None
-    token = find_token()
-    if token:
-        check_form(token)
-    return token
+    return find_token()
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from kit import settings
-from kit.errors import KitError, WrongUsage
+from kit.errors import KitError, WrongUsage, washed
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
@@ -117,7 +117,7 @@ def say_error(error: KitError) -> int:
     if os.environ.get("KIT_DEBUG") == "1":
         import traceback
 
-        traceback.print_exception(error)
+        note(washed("".join(traceback.format_exception(error))), end="")
     hint = "\n  next: ".join(["", *filter(None, [in_words_of_the_caller(error.hint)])])
     note(f"error: {error.message}{hint}")
     return error.status
@@ -135,5 +135,5 @@ def in_words_of_the_caller(text: str) -> str:
 def note(text: str, end: str = "\n") -> None:
     """A line for the person, on stderr: stdout holds the result and nothing else."""
     with contextlib.suppress(OSError):
-        sys.stderr.write(text + end)
+        sys.stderr.write(washed(text) + end)
         sys.stderr.flush()

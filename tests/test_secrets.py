@@ -183,3 +183,14 @@ def test_a_token_has_no_readable_repr():
 
     assert TOKEN not in repr(Token(TOKEN, "HF_TOKEN"))
     assert TOKEN not in repr(Remote("http://127.0.0.1", "x", 1, "00", TOKEN))
+
+
+@pytest.mark.parametrize("between", ["\n", "\t", "ä", "\\n"], ids=["line end", "tab", "umlaut", "escaped"])
+@pytest.mark.parametrize("verb", [["login"], ["add_model", "--repo", "meta/gated", "--name", "again"], ["download"]])
+def test_a_malformed_token_is_refused_before_it_is_sent_and_not_shown(kit, verb, between):
+    done = kit.run(*verb, HF_TOKEN=f"hf_MARKEDQZMARKEDQZ{between}MARKEDQZMARKEDQZZz")
+    assert done.status == 1
+    assert "the token in HF_TOKEN" in done.err
+    assert "next: " in done.err
+    assert "MARKEDQZ" not in done.out + done.err
+    assert kit.hub.requests == []

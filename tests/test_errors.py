@@ -1,0 +1,47 @@
+"""What a person reads: no secret in it, however it came there."""
+
+from __future__ import annotations
+
+import traceback
+
+import pytest
+
+from kit import errors
+from kit.errors import KitError, washed
+
+SECRET = "MARKEDQZ" * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Illegal header value b'Bearer hf_{SECRET}\\n{SECRET}'",
+        f"refused: Authorization: Bearer {SECRET}",
+        f"the token hf_{SECRET} is bad",
+        f"GET https://ada:{SECRET}@proxy.example:3128/x failed",
+        f"https://files.example/a?X-Amz-Expires=3&X-Amz-Signature={SECRET}&x=1",
+        f"https://files.example/a?Signature={SECRET}",
+    ],
+)
+def test_words_of_a_library_are_washed(text):
+    error = KitError(text, text)
+    assert "MARKED" not in washed(text) + error.message + error.hint + str(error)
+    assert "MARKED" not in "".join(traceback.format_exception(error))
+
+
+def test_the_parts_of_a_secret_are_washed_wherever_they_stand(monkeypatch):
+    monkeypatch.setattr(errors, "_kept", set())
+    errors.keep_secret(f"hf_{SECRET}A\n{SECRET}B{chr(9)}short")
+    assert washed(f"a {SECRET}B, and \\nhf_{SECRET}A of a short word") == "a …, and \\n… of a short word"
+
+
+def test_what_is_no_secret_stays():
+    for text in (
+        "it does not begin with hf_.",
+        "HF_ENDPOINT=huggingface.co is not the address of a Hub",
+        "make login",
+        "https://huggingface.co/settings/tokens/new?canReadGatedRepos=true&tokenType=fineGrained",
+        "http://127.0.0.1:8080/a/b@c",
+        "wrong bytes: 3 of 4",
+    ):
+        assert washed(text) == text
