@@ -129,7 +129,7 @@ END
 
 # Says where the lock's own uv lies in env/wheels/, with its pip; fails where they do not. There is no pip yet to find it.
 brought_uv() {
-  "$python" -c 'import sys; from kit import wheel_fetch; print(*wheel_fetch.brought(sys.argv[1:]), sep="\n")' uv pip 2>/dev/null
+  "$python" -c 'import sys; from kit.environment import wheels; print(*wheels.brought(sys.argv[1:]), sep="\n")' uv pip 2>/dev/null
 }
 
 make_venv() {

@@ -13,7 +13,7 @@ tag() {
   } | $hash_with | cut -c 1-12
 }
 
-# As kit/facts.py has it: a copy without git knows the commit that it was made of.
+# As kit/environment/facts.py has it: a copy without git knows the commit that it was made of.
 name_commit() {
   if [ -e .git ]; then
     KIT_COMMIT=$(git rev-parse HEAD 2>/dev/null || echo unknown)

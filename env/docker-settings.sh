@@ -9,7 +9,7 @@ read_dotenv() {
   dotenv=${KIT_DOTENV:-.env}
   [ -e "$dotenv" ] || return 0
   [ -f "$dotenv" ] && [ -r "$dotenv" ] || die ".env cannot be read." "chmod 600 .env"
-  # kit/dotenv_file.py says it more finely, and is not at hand before there is a Python.
+  # kit/settings.py says it more finely, and is not at hand before there is a Python.
   bom=$(printf '\357\273\277')
   faulty=$(LC_ALL=C grep -nE "^$bom|^export |^[A-Za-z_0-9]+( |= )|[\"'\`\$\\\\]|[[:space:]]#|[[:space:]]\$" "$dotenv" |
     grep -vE '^[0-9]+:#' | head -1 | cut -d: -f1)

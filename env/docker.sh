@@ -125,7 +125,7 @@ need_gguf() {
   stamp=models/${MODEL:-starter}/.${MODEL:-starter}-$wanted.gguf.json
   # Where the file, the registry or what writes it is newer than its stamp, it is looked at: the verb could not mend it.
   [ -f "$gguf" ] && [ -f "$stamp" ] &&
-    [ -z "$(find "$gguf" env/models.toml kit/quants.py kit/gguf_*.py -newer "$stamp")" ] && return 0
+    [ -z "$(find "$gguf" env/models.toml kit/models/gguf_files.py kit/formats/*.py -newer "$stamp")" ] && return 0
   service gguf </dev/null || return
   [ ! -w "$stamp" ] || touch "$stamp"
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import Set
 
 # A token of the Hub; what stands behind Bearer; user and password in an address; what signs a link.
 SECRETS = re.compile(
@@ -14,7 +13,7 @@ SECRETS = re.compile(
     re.IGNORECASE,
 )
 SHORTEST = 6  # characters of a secret's part; what is shorter may be a part of any word
-_kept: Set[str] = set()
+_kept: set[str] = set()
 
 
 def keep_secret(value: str) -> None:

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from kit import paths
 from kit.errors import KitError, WrongUsage
-from kit.registry import ROOT
 
-FOLDER = ROOT / "reports"
 FORMAT = 1
 KINDS = ("manifest", "run", "bench")
 
@@ -29,7 +28,7 @@ class Report:
 def write(kind: str, content: dict[str, Any]) -> Path:
     """Writes reports/<kind>-<time>.json, whole or not at all. Raises KitError where that cannot be done."""
     now = datetime.now(UTC)
-    path = FOLDER / f"{kind}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06}.json"
+    path = paths.REPORTS / f"{kind}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06}.json"
     document = {"kind": kind, "format": FORMAT, "time": now.isoformat(timespec="seconds"), **content}
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
     _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
@@ -46,7 +45,7 @@ def write_beside(report: Path, suffix: str, put: Callable[[Path], object]) -> Pa
 def _write(path: Path, put: Callable[[Path], object]) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        paths.REPORTS.mkdir(parents=True, exist_ok=True)
         put(partial)
         partial.replace(path)
     except OSError as error:
@@ -68,3 +67,61 @@ def read(path: Path) -> Report:
     if kind not in KINDS or version != FORMAT:
         raise WrongUsage(f"{path} is a report of another version of the kit ({kind}, format {version}).", "ls reports/")
     return Report(kind, time, document)
+
+
+# --- What differs between two reports of one kind, most important first -----------------------------------------------
+
+
+# What decides a result comes first: whether it is the same, then the model, the kit, what was asked, the libraries that
+# compute, the processor, and the rest of the environment.
+ORDER = (
+    *("outcome.ok", "outcome.stages", "completion.token_ids", "completion.text", "outcome", "model"),
+    *("facts.kit", "request", "facts.packages.torch", "facts.packages.transformers", "facts.packages.tokenizers"),
+    *("facts.packages.safetensors", "facts.packages.xllamacpp", "facts.torch", "facts.llamacpp"),
+    *("facts.environment", "facts.cpu", "facts.os", "facts.python"),
+    *("facts.packages", "facts", "completion"),
+)
+# Never twice the same, and no difference of what was run.
+MEASURED = ("_s", "_per_s", "_bytes", "readiness")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`name` is the dotted place in the report; `a` and `b` what stands there, None where nothing does."""
+
+    name: str
+    a: Any
+    b: Any
+
+
+def compare(a: Report, b: Report) -> list[Difference]:
+    """What differs; empty where the two are the same. Raises WrongUsage for two kinds."""
+    if a.kind != b.kind:
+        raise WrongUsage(f"A is a {a.kind} and B a {b.kind}: two of one kind compare.", "ls reports/")
+    return differences(a.content, b.content)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
+    """The same for two documents."""
+    left, right = flat(a), flat(b)
+    found = [
+        Difference(name, left.get(name), right.get(name))
+        for name in {**left, **right}
+        if left.get(name) != right.get(name) and not name.endswith(MEASURED)
+    ]
+    return sorted(found, key=lambda difference: (_rank(difference.name), difference.name))
+
+
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; lists stay whole."""
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _rank(name: str) -> int:
+    return next((rank for rank, start in enumerate(ORDER) if name == start or name.startswith(f"{start}.")), len(ORDER))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from kit import new_model
 from kit.errors import WrongUsage
+from kit.hub import add_model as new_model
 from scripts import cli
 
 

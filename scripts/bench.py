@@ -6,9 +6,14 @@ import sys
 
 import click
 
-from kit import bench as benches
-from kit import bench_plan, bench_plot, bench_table, conclusions, methods, quality, registry, reports, shape_model
+from kit import reports
+from kit.bench import conclusions, experiment, quality
+from kit.bench import plan as bench_plan
+from kit.bench import plot as bench_plot
+from kit.bench import table as bench_table
+from kit.engines import methods
 from kit.errors import KitError
+from kit.models import random_weights, registry
 from scripts import cli
 from scripts.options import option_json, option_model
 from scripts.progress import ProgressLine, StepProgress
@@ -73,7 +78,7 @@ def bench(
     progress = ProgressLine()
     try:
         if found.is_random:
-            shape_model.ensure(found, progress)
+            random_weights.ensure(found, progress)
         plan = bench_plan.make(
             found,
             names(method_list),
@@ -90,7 +95,7 @@ def bench(
         return
     steps = StepProgress(f"bench of {model}")
     try:
-        done = benches.run(plan, RUN, steps)
+        done = experiment.run(plan, RUN, steps)
     finally:
         steps.end()
     trouble = measure_quality(done, progress) if with_quality and not done.interrupted else None
@@ -107,7 +112,7 @@ def bench(
         )
 
 
-def measure_quality(done: benches.Bench, progress: ProgressLine) -> KitError | None:
+def measure_quality(done: experiment.Bench, progress: ProgressLine) -> KitError | None:
     """What went wrong on the way, to be said when the times are written down: they took minutes."""
     try:
         quality.measure(done, progress)
@@ -120,8 +125,8 @@ def measure_quality(done: benches.Bench, progress: ProgressLine) -> KitError | N
     return None
 
 
-def show(done: benches.Bench, as_json: bool) -> None:
-    content = benches.content(done, conclusions.of(done))
+def show(done: experiment.Bench, as_json: bool) -> None:
+    content = experiment.content(done, conclusions.of(done))
     table = bench_table.markdown(content)
     report = reports.write("bench", content)
     reports.write_beside(report, ".md", lambda path: path.write_text(table, encoding="utf-8"))
@@ -129,7 +134,7 @@ def show(done: benches.Bench, as_json: bool) -> None:
     if done.measured():
         reports.write_beside(report, ".png", lambda path: bench_plot.draw(content, path))
         files.append(report.with_suffix(".png").name)
-    cli.result(benches.as_json(content) + "\n" if as_json else table)
+    cli.result(experiment.as_json(content) + "\n" if as_json else table)
     for name in files:
         cli.note(f"reports/{name}")
 

@@ -6,8 +6,10 @@ import sys
 
 import click
 
-from kit import bundle_writer, registry, starter, wheels
-from kit.registry import ROOT
+from kit.environment import lock as locks
+from kit.models import registry, starter
+from kit.offline import write as bundle_writer
+from kit.paths import ROOT
 from scripts import cli
 from scripts.options import option_model
 from scripts.progress import ProgressLine
@@ -18,7 +20,7 @@ from scripts.progress import ProgressLine
     "--platform",
     envvar="PLATFORM",
     default="",
-    metavar=f"[{','.join(wheels.PLATFORMS)}]",
+    metavar=f"[{','.join(locks.PLATFORMS)}]",
     help="What the wheels are for, as a list with commas; `linux-x86_64:3.12` names a Python. Default: this machine.",
 )
 @option_model
@@ -33,7 +35,7 @@ def bundle(platform: str, model: str) -> None:
     make bundle PLATFORM=macos-arm64,linux-x86_64 MODEL=starter,llama-3.2-1b
     """
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    targets = wheels.targets(platform, python) if platform else [wheels.this()]
+    targets = locks.targets(platform, python) if platform else [locks.this()]
     names = {name.strip() for name in model.split(",") if name.strip()} | {starter.NAME}
     progress = ProgressLine()
     try:

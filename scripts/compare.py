@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from kit import bench_comparison, comparison, reports
+from kit import reports
+from kit.bench import compare as bench_compare
 from kit.errors import WrongUsage
 from scripts import cli
 
@@ -30,11 +31,11 @@ def compare(first: str | None, second: str | None) -> None:
         raise WrongUsage("A and B are both needed.", "make compare A=reports/one.json B=reports/other.json")
     a, b = reports.read(Path(first)), reports.read(Path(second))
     if (a.kind, b.kind) == ("bench", "bench"):
-        found = bench_comparison.differences(a, b)
-        if bench_comparison.too_few_runs(a, b):
+        found = bench_compare.differences(a, b)
+        if bench_compare.too_few_runs(a, b):
             cli.note("warning: too few runs to tell a change from noise; make bench RUNS=5 has enough")
     else:
-        found = comparison.compare(a, b)
+        found = reports.compare(a, b)
     for difference in found:
         first, second = beside(difference.a, difference.b)
         cli.result(f"{difference.name}\n  A  {first}\n  B  {second}\n")

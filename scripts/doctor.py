@@ -1,6 +1,6 @@
 """What is wrong with this machine or this clone, and what to type next.
 
-The one verb without click: its first stage runs before there is an environment, with any Python from 3.8 on.
+The one verb without click: its first stage runs before there is an environment, with any Python from 3.9 on.
 """
 
 from __future__ import annotations
@@ -10,19 +10,22 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any, Dict, Iterable, Iterator, List
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from kit import checks, dotenv_file, machine_checks
-from kit.checks import FAIL, WARN, Check
+from kit import settings
+from kit.doctor import before_venv
+from kit.doctor import check as checks
+from kit.doctor.check import FAIL, WARN, Check
 from kit.errors import KitError
-from kit.registry import ROOT
+from kit.paths import ROOT
 
 USAGE = "usage: python -m scripts.doctor [--json]   (the model: MODEL, or .env's)"
 SECOND_STAGE = "--second-stage"
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 
 
-def main(arguments: List[str]) -> int:
+def main(arguments: list[str]) -> int:
     if "--help" in arguments:
         print(__doc__, USAGE, sep="\n")
         return 0
@@ -31,14 +34,15 @@ def main(arguments: List[str]) -> int:
         return 2
     model = setting("MODEL") or "starter"
     if SECOND_STAGE in arguments:
-        from kit import environment_checks, settings
+        from kit import settings
+        from kit.doctor import in_venv
 
         with contextlib.suppress(KitError):  # a bad .env is D10's
             settings.apply(settings.read())
-        print(json.dumps([check.as_dict() for check in checks.run(environment_checks.listed(model))]))
+        print(json.dumps([check.as_dict() for check in checks.run(in_venv.listed(model))]))
         return 0
     as_json = "--json" in arguments or setting("JSON") not in ("", "0")
-    found: List[Check] = []
+    found: list[Check] = []
     # The first stage's answers are on the screen while the second imports its libraries.
     for stage in (first_stage, second_stage):
         for check in stage(model):
@@ -47,7 +51,7 @@ def main(arguments: List[str]) -> int:
                 show(check)
     failed = [check.id for check in found if check.state == FAIL]
     if as_json:
-        document: Dict[str, Any] = {"ok": not failed, "model": model, "checks": [check.as_dict() for check in found]}
+        document: dict[str, Any] = {"ok": not failed, "model": model, "checks": [check.as_dict() for check in found]}
         print(json.dumps(document))
     elif failed:
         print(f"\n{', '.join(failed)}: see docs/troubleshooting.md")
@@ -61,7 +65,7 @@ def setting(name: str) -> str:
     if os.environ.get(name):
         return os.environ[name]
     try:
-        lines = dotenv_file.PATH.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = settings.DOTENV.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     values = [line[len(name) + 1 :].strip() for line in lines if line.startswith(f"{name}=")]
@@ -69,7 +73,7 @@ def setting(name: str) -> str:
 
 
 def first_stage(model: str) -> Iterator[Check]:
-    return checks.run(machine_checks.listed(model))
+    return checks.run(before_venv.listed(model))
 
 
 def second_stage(model: str) -> Iterable[Check]:
@@ -83,7 +87,7 @@ def second_stage(model: str) -> Iterable[Check]:
         env=dict(os.environ, MODEL=model),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        universal_newlines=True,
+        text=True,
         check=False,
     )
     if done.returncode:

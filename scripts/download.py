@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from kit import download as model_download
-from kit import registry
+from kit.hub import download as model_download
+from kit.models import registry
 from scripts import cli
 from scripts.options import option_model
 from scripts.progress import ByteProgress

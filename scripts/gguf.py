@@ -6,7 +6,7 @@ import time
 
 import click
 
-from kit import quants, registry
+from kit.models import gguf_files, registry
 from scripts import cli
 from scripts.options import option_model, option_quant
 from scripts.progress import ProgressLine
@@ -22,11 +22,11 @@ def gguf(model: str, quant: str) -> None:
     make gguf MODEL=llama-3.2-1b QUANT=q4_0
     """
     found = registry.find(model)
-    chosen = quants.choose(found, quant)
+    chosen = gguf_files.choose(found, quant)
     progress = ProgressLine()
     start = time.monotonic()
     try:
-        written = quants.ensure(found, chosen, progress)
+        written = gguf_files.ensure(found, chosen, progress)
     finally:
         progress.end()
     took = (
@@ -38,7 +38,7 @@ def gguf(model: str, quant: str) -> None:
     )
     size = chosen.path.stat().st_size
     cli.note(f"models/{model}/{chosen.path.name}: {chosen.name}, {size / 1e9:.2f} GB, {took}")
-    cli.note(f"sha256 {quants.sha256(chosen, found)}")
+    cli.note(f"sha256 {gguf_files.digest(chosen, found)}")
     cli.note(cli.in_words_of_the_caller(f"next: make run METHOD=llamacpp MODEL={model} QUANT={chosen.name}"))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from kit import lock_files
-from kit.registry import ROOT
+from kit.environment import resolve
+from kit.paths import ROOT
 from scripts import cli
 
 
@@ -16,7 +16,7 @@ def lock() -> None:
     Run it after a change of env/requirements.in, and commit both. To take newer versions of everything, remove
     env/lock/*.txt first.
     """
-    for path in lock_files.rebuild():
+    for path in resolve.rebuild():
         lines = path.read_text(encoding="utf-8").splitlines()
         packages = sum(1 for line in lines if line[:1].isalnum())
         cli.note(f"{path.relative_to(ROOT)}: {packages} packages")

@@ -6,9 +6,10 @@ import sys
 
 import click
 
-from kit import hub, registry
 from kit.errors import KitError
-from kit.hub import Token
+from kit.hub import client as hub
+from kit.hub.client import Token
+from kit.models import registry
 from scripts import cli
 from scripts.options import option_model
 

@@ -6,7 +6,8 @@ import os
 
 import click
 
-from kit import hub, settings
+from kit import settings
+from kit.hub import client as hub
 from scripts import cli
 
 

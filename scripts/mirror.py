@@ -9,10 +9,11 @@ from urllib.parse import unquote
 
 import click
 
-from kit import addresses, bundle, handing_on
-from kit import mirror as mirrors
 from kit.errors import KitError, WrongUsage
-from kit.http_server import Exchange
+from kit.models import licence
+from kit.offline import bundle
+from kit.offline import mirror as bundle_mirror
+from kit.offline.http_server import Exchange
 from scripts import cli
 
 LOGGED = 1_000_000  # bytes: smaller files come by the hundred
@@ -37,7 +38,7 @@ def mirror(folder: str, listen: str, port: int, allow_gated: bool) -> None:
     if not folder:
         raise WrongUsage("BUNDLE= names the folder to serve.", "make bundle, then: make mirror BUNDLE=dist/<name>")
     cli.note("checking the bundle")
-    stock = mirrors.shelf(Path(folder).expanduser(), allow_gated)
+    stock = bundle_mirror.shelf(Path(folder).expanduser(), allow_gated)
     _say_duties(stock)
     # Before the server's threads begin, which inherit it. A handler would now and then miss the signal: one that comes
     # just before the main thread blocks is not acted on until that thread wakes, which it never would.
@@ -45,7 +46,7 @@ def mirror(folder: str, listen: str, port: int, allow_gated: bool) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     given = _Given()
     try:
-        server = mirrors.Mirror(stock, listen, port, given)
+        server = bundle_mirror.Mirror(stock, listen, port, given)
     except KitError as error:
         hint = f"another port: make mirror BUNDLE={folder} PORT={another(port)}" if port else "another LISTEN="
         raise KitError(error.message, f"{hint}; LISTEN= is an address of this machine, or 0.0.0.0 for all") from error
@@ -76,7 +77,7 @@ class _Given:
             cli.note(f"{exchange.client} {unquote(exchange.path)!a} {exchange.sent / 1e6:.1f} MB")
 
 
-def _say_duties(stock: mirrors.Shelf) -> None:
+def _say_duties(stock: bundle_mirror.Shelf) -> None:
     for model in stock.kept_back:
         cli.note(
             f"{model.name} is gated and is not handed out; ALLOW_GATED=1 does, and then its licence binds you"
@@ -87,15 +88,15 @@ def _say_duties(stock: mirrors.Shelf) -> None:
             cli.note(f"{model.name} is gated ({model.licence}) and is handed out by you{_duty(model.name, stock)}")
 
 
-def _duty(name: str, stock: mirrors.Shelf) -> str:
-    duty = next(handing_on.duty(model) for model in (*stock.models, *stock.kept_back) if model.name == name)
+def _duty(name: str, stock: bundle_mirror.Shelf) -> str:
+    duty = next(licence.duty(model) for model in (*stock.models, *stock.kept_back) if model.name == name)
     return f":\n  {duty.sentence}" if duty else ""
 
 
-def _say_lines(stock: mirrors.Shelf, server: mirrors.Mirror) -> None:
+def _say_lines(stock: bundle_mirror.Shelf, server: bundle_mirror.Mirror) -> None:
     """What attendees type."""
     everywhere = server.host in ("0.0.0.0", "")
-    host = (addresses.of_this_machine() or "<this machine's address>") if everywhere else server.host
+    host = (bundle_mirror.of_this_machine() or "<this machine's address>") if everywhere else server.host
     url = f"http://{host}:{server.port}"
     cli.note(
         f"serving {stock.folder} at {url} until Ctrl-C; {len(bundle.wheels_in(stock.sums))} wheels, models: "
@@ -109,7 +110,7 @@ def _say_lines(stock: mirrors.Shelf, server: mirrors.Mirror) -> None:
         # cache knows a commit's files by the commit alone, and a mirror has some of them only.
         cli.result(
             f"with hf only:  HF_ENDPOINT={url} HF_HUB_DISABLE_IMPLICIT_TOKEN=1 "
-            f"hf download {mirrors.repo_id(model)} --local-dir {model.name}\n"
+            f"hf download {bundle_mirror.repo_id(model)} --local-dir {model.name}\n"
         )
 
 

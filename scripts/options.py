@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 from click.core import ParameterSource
 
-from kit import devices, methods, quants
+from kit.engines import devices, methods
+from kit.models import gguf_files
 
 option_model = click.option(
     "--model",
@@ -47,7 +48,7 @@ option_quant = click.option(
     envvar="QUANT",
     default="auto",
     show_default=True,
-    metavar=f"[{'|'.join(quants.NAMES)}]",
+    metavar=f"[{'|'.join(gguf_files.NAMES)}]",
     help="For METHOD=llamacpp: auto is the GGUF as shipped, else bf16.",
 )
 

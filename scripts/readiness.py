@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from kit import readiness as codes
-from kit import registry
 from kit.errors import WrongUsage
+from kit.models import registry
+from kit.verify import readiness as codes
 from scripts import cli
 
 

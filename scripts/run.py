@@ -10,12 +10,15 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from kit import generation, recorded_run, registry, reports
-from kit.completion import DEFAULT_PROMPT, Completion, Request
-from kit.devices import Device
+from kit import paths, reports
+from kit.engines import generate
+from kit.engines import record as recorded_run
+from kit.engines.devices import Device
+from kit.engines.record import Repetition
+from kit.engines.request import DEFAULT_PROMPT, Completion, Request
 from kit.errors import WrongUsage
-from kit.recorded_run import Repetition
-from kit.registry import Model
+from kit.models import registry
+from kit.models.registry import Model
 from scripts import cli
 from scripts.compare import beside
 from scripts.options import (
@@ -120,7 +123,7 @@ def run(
             cli.note(f"> {abridged(request.prompt)}")
 
     on_text = (lambda piece: None) if as_json else cli.result
-    completion = generation.complete(request, on_text, show_device, progress)
+    completion = generate.complete(request, on_text, show_device, progress)
     if as_json:
         cli.result(json.dumps(completion.as_dict(), ensure_ascii=False) + "\n")
     elif not completion.text.endswith("\n"):
@@ -128,7 +131,7 @@ def run(
     cli.note(summary(completion))
     if record:
         path = reports.write("run", recorded_run.content(request, completion))
-        again = cli.in_words_of_the_caller(f"make run FROM={path.relative_to(registry.ROOT)}")
+        again = cli.in_words_of_the_caller(f"make run FROM={path.relative_to(paths.ROOT)}")
         cli.note(f"written down: {again} repeats it")
     if source:
         show_repetition(recorded_run.compare(report, recorded_run.content(request, completion)))

@@ -8,25 +8,26 @@ from pathlib import Path
 
 import click
 
-from kit import registry, starter
+from kit import paths
 from kit.errors import KitError
+from kit.models import starter
 from scripts import cli
 from scripts.progress import ProgressLine
 
 # uv installs without bytecode. Compiling all of it takes 16 s, and most is never imported: the imports of a run compile
 # what they need, in 7 s, while the other core fetches and converts the starter model.
-WARM_UP = "from kit import libraries; libraries.import_all()"
+WARM_UP = "from kit.engines import imports; imports.import_all()"
 
 
 @click.command()
 def setup() -> None:
     """Make the starter model, and the first run as fast as the second."""
-    lock, warmed = registry.ROOT / ".venv" / "lock.txt", registry.ROOT / ".venv" / "warm"
+    lock, warmed = paths.ROOT / ".venv" / "lock.txt", paths.ROOT / ".venv" / "warm"
     warm_up = None
     if _text(warmed) != _text(lock):
         cli.note("compiling what a run imports")
         warm_up = subprocess.Popen(
-            [sys.executable, "-c", WARM_UP], cwd=registry.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [sys.executable, "-c", WARM_UP], cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
     progress = ProgressLine()
     try:

@@ -11,8 +11,9 @@ import sys
 import time
 import traceback
 
-from kit import bundle, bundle_mirror, bundle_reader, restore, wheels
+from kit.environment import lock as locks
 from kit.errors import KitError, WrongUsage
+from kit.offline import bundle, install, sources
 
 USAGE = "usage: BUNDLE=<folder, tar or http://…> [SHA256=<digest>] python -m scripts.unbundle"
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
@@ -46,21 +47,21 @@ def unbundle(place: str, wanted: str) -> None:
         raise WrongUsage("SHA256= is a bundle's digest, and there is no BUNDLE=.", "make setup BUNDLE=… SHA256=…")
     if wanted and not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
         raise WrongUsage(f"SHA256={wanted} is no digest: that has 64 hex digits.", "copy what `make bundle` printed")
-    target = wheels.this()
-    remote = bundle_mirror.is_address(place)
-    source: bundle_reader.Source = bundle_mirror.Mirror(place, note) if remote else bundle_reader.at(place)
+    target = locks.this()
+    remote = sources.is_address(place)
+    source: sources.Source = sources.Mirror(place, note) if remote else sources.at(place)
     content = source.read_sums()
     bundle.check_digest(content, wanted)
     if not wanted:
         note(f"no SHA256= to compare: this bundle's digest is {bundle.digest(content)}")
     sums = bundle.parse_sums(content)
-    taken = restore.plan(sums, target)
+    taken = install.plan(sums, target)
     if not remote:
         note(f"checking the {len(sums)} files of the bundle")
         source.check(sums, Meter("checked"))
     meter = Meter("fetched" if remote else "copied")
     waiting = "another set-up takes from a bundle in this folder: waiting for it"
-    came = restore.carry_out(taken, source, meter.expect, meter, lambda: note(waiting))
+    came = install.carry_out(taken, source, meter.expect, meter, lambda: note(waiting))
     for line in taken.notes:
         note(line)
     models = ", ".join(taken.models)

@@ -7,8 +7,10 @@ from typing import Any
 
 import click
 
-from kit import manifest, registry, reports, verification
-from kit.verification import Stage, Verification
+from kit import paths, reports
+from kit.models import registry
+from kit.verify import readiness, stages
+from kit.verify.stages import Stage, Verification
 from scripts import cli
 from scripts.options import (
     number_formats,
@@ -57,17 +59,17 @@ def verify(
     progress = ProgressLine()
     try:
         if record:
-            verification.record(found, force, progress)
+            stages.record(found, force, progress)
             progress.end()
             cli.note(f"env/golden/{model}.json is written: look at it, commit it, and others compare with it")
             return
-        done = verification.verify(found, device, dtype, method, quant, progress)
+        done = stages.verify(found, device, dtype, method, quant, progress)
     finally:
         progress.end()
-    content = manifest.of(done)
+    content = readiness.manifest(done)
     path = reports.write("manifest", content)
     # Before the result: the readiness code is the last line, on a terminal too.
-    cli.note(f"the manifest: {path.relative_to(registry.ROOT)}")
+    cli.note(f"the manifest: {path.relative_to(paths.ROOT)}")
     if as_json:
         cli.result(json.dumps(content, ensure_ascii=False) + "\n")
     else:

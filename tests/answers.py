@@ -7,7 +7,7 @@ import functools
 from tests.conftest import run_command
 
 # Each of the twenty tokens leads by 1.9 (log-probability) in float32, and bfloat16 may move one by 0.9
-# (kit/tolerances.py): the starter goes on like this on every chip.
+# (kit/verify/tolerances.py): the starter goes on like this on every chip.
 PROMPT = "1, 2, 3, 4, 5, 6,"
 ANSWER = " 7, 8, 9, 10, 11, 12"
 TOKENS = 20

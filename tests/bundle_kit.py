@@ -10,7 +10,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit import bundle, wheels
+from kit.environment import lock as locks
+from kit.offline import bundle
 from tests.conftest import Done, copy_kit, run_command
 
 NAME = "base-model-kit-000000000000"
@@ -101,7 +102,7 @@ def bundle_kit(folder: Path, *names: str) -> BundleKit:
     kit = copy_kit(folder / "kit")
     made = folder / "out" / NAME
     (made / "wheels").mkdir(parents=True)
-    _, _, machine = wheels.PLATFORMS[wheels.this().platform]
+    _, _, machine = locks.PLATFORMS[locks.this().platform]
     platform = "macosx_11_0_arm64" if sys.platform == "darwin" else f"manylinux_2_17_{machine}"
     both = [tiny_wheel(made / "wheels", "alpha"), tiny_wheel(made / "wheels", "beta", f"{TAG}-{TAG}-{platform}")]
     lines = "".join(

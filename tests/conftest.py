@@ -17,8 +17,13 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from kit import devices, machine, model_folder, registry
-from kit.registry import ROOT, Model
+from kit import paths
+from kit.engines import devices
+from kit.environment import machine
+from kit.models import folder as model_folder
+from kit.models import registry
+from kit.models.registry import Model
+from kit.paths import ROOT
 
 # What the caller's environment, make, and other tools may hold that would decide about a test.
 FOREIGN = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "JSON", "QUANT", "FROM", "FORCE", "RECORD", "BUNDLE"}
@@ -141,7 +146,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty models/ of the test's own."""
     folder = tmp_path / "models"
     folder.mkdir()
-    monkeypatch.setattr(registry, "MODELS", folder)
+    monkeypatch.setattr(paths, "MODELS", folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import Done, clean_environment, run_command
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kit.serve import ServedModel
+from kit.offline.hub_endpoints import ServedModel
 from tests.conftest import Done, copy_kit, run_command
 from tests.hub import MisbehavingHub
 

@@ -9,7 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from kit.gguf_tokenizer import LLAMA_3
+from kit.formats.gguf_tokenizer import LLAMA_3
 
 REQUIREMENT = "llama-models==0.3.0"
 SHA256 = "7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f"

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from kit import shape_model
-from kit.registry import Model, ModelFile
+from kit.models import random_weights
+from kit.models.registry import Model, ModelFile
 
 SIZES = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 3}
 SIZES |= {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 49152}
@@ -20,7 +20,7 @@ FACTORS = {"q_proj": 4.0, "k_proj": 4.0, "v_proj": 4.0, "o_proj": 4.0, "embed": 
 def make(folder: Path, tokenizer_folder: Path) -> Model:
     """The model's folder, and the model as the registry would describe it."""
     folder.mkdir(parents=True)
-    shape_model.write(folder, tokenizer_folder, shape_model.CONFIG | SIZES)
+    random_weights.write(folder, tokenizer_folder, random_weights.CONFIG | SIZES)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     with torch.no_grad():
         for name, values in model.named_parameters():

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from kit import model_folder
+from kit.files import sha256
 from tests.hub import MisbehavingHub, big_file, serve_folder, tiny_model
 from tests.hub_kit import hub_kit, section
 
@@ -42,7 +42,7 @@ def main() -> None:
                 shutil.rmtree(kit.folder / "models", ignore_errors=True)
                 took["kit"].append(seconds(lambda: kit.run("download", "--model", "big")))
                 took["curl"].append(seconds(lambda: subprocess.run(curl, check=True)))
-                took["verify"].append(seconds(lambda: model_folder.sha256(weights)))
+                took["verify"].append(seconds(lambda: sha256(weights)))
                 with weights.open("rb") as file:
                     took["file_digest"].append(seconds(lambda file=file: hashlib.file_digest(file, "sha256")))
     for name, each in took.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import Done, clean_environment, copy_kit, run_command
 
 # In a namespace of its own: no interface but loopback, no route to anywhere.

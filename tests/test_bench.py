@@ -9,11 +9,13 @@ import sys
 
 import pytest
 
-from kit import bench as benches
-from kit import bench_plan, bench_run, registry, weights_read
-from kit.bench_plan import Combination
+from kit import paths
+from kit.bench import experiment, roofline
+from kit.bench import plan as bench_plan
+from kit.bench.plan import Combination
 from kit.errors import KitError, WrongUsage
-from kit.registry import ROOT
+from kit.models import registry
+from kit.paths import ROOT
 
 RUN = [sys.executable, "-m", "scripts.run"]
 
@@ -53,8 +55,8 @@ def test_a_row_for_each_combination_and_a_run_for_each_turn(done):
 def test_the_phases_add_up_to_the_process_from_start_to_end(done):
     for row in done[2]["rows"]:
         for run in row["runs"]:
-            assert sum(run[name] for name in bench_run.PHASES) == pytest.approx(run["process_s"])
-            assert all(run[name] > 0 for name in bench_run.PHASES)
+            assert sum(run[name] for name in experiment.PHASES) == pytest.approx(run["process_s"])
+            assert all(run[name] > 0 for name in experiment.PHASES)
 
 
 def test_a_process_of_its_own_and_its_memory(done):
@@ -138,7 +140,7 @@ def test_a_report_that_is_compared_with_itself_is_the_same(done, script):
 
 def test_the_usual_plan_has_all_methods_and_the_shipped_file(kit_copy, monkeypatch):
     # It writes the files that are missing, so into a folder of its own.
-    monkeypatch.setattr(registry, "MODELS", kit_copy / "models")
+    monkeypatch.setattr(paths, "MODELS", kit_copy / "models")
     found = bench_plan.make(registry.find("starter"), ["pipeline", "manual", "llamacpp"], ["cpu"], [], [], 5)
     names = [(one.method, one.number_format) for one in found.combinations]
     assert names == [
@@ -184,7 +186,7 @@ def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, tmp_path,
     (tmp_path / ".env").write_text("PROMPT_FILE=/nowhere.txt\nJSON=0\nMETHOD=manual\nSEED=3\n")
     (tmp_path / ".env").chmod(0o600)
     monkeypatch.setenv("KIT_DOTENV", str(tmp_path / ".env"))
-    (row,) = benches.run(plan(starter, methods="llamacpp"), RUN).rows
+    (row,) = experiment.run(plan(starter, methods="llamacpp"), RUN).rows
     assert row.failure is None
     assert len(row.runs) == 1
 
@@ -212,7 +214,7 @@ def test_times_are_written_down_when_the_quality_cannot_be_measured(starter, tro
 
 
 def test_mps_by_name_is_refused_where_it_cannot_run_and_auto_says_why_it_is_not_there(starter, script, monkeypatch):
-    from kit import machine
+    from kit.environment import machine
 
     monkeypatch.setattr(machine, "this", lambda: machine.Machine("Linux", "x86_64"))
     with pytest.raises(KitError, match="DEVICE=mps cannot run here"):
@@ -222,7 +224,7 @@ def test_mps_by_name_is_refused_where_it_cannot_run_and_auto_says_why_it_is_not_
 
 def test_with_mps_there_is_a_row_on_each_device(starter, monkeypatch):
     """Up to the boundary of the GPU: what is asked of each process."""
-    from kit import devices
+    from kit.engines import devices
 
     monkeypatch.setattr(devices, "mps_obstacle", lambda here, own=None: None)
     found = plan(starter)
@@ -244,9 +246,9 @@ def test_quality_of_random_weights_is_refused(script):
 
 
 def test_bytes_of_a_token_count_every_weight_once(starter):
-    assert weights_read.of_torch(starter, "float32") == 2 * 269_030_016
+    assert roofline.of_torch(starter, "float32") == 2 * 269_030_016
     # 3,432 bytes of the file are its header's; an embedding that is not the head is read a row a token.
-    assert weights_read.of_gguf(starter.folder / "starter-q4_1.gguf") == 96_576_768
+    assert roofline.of_gguf(starter.folder / "starter-q4_1.gguf") == 96_576_768
 
 
 # --- What goes wrong --------------------------------------------------------------------------------------------------
@@ -260,7 +262,7 @@ def test_a_combination_that_fails_is_named_and_the_others_go_on(starter, tmp_pat
         "if '--method=llamacpp' in sys.argv: sys.exit('error: it does not fit')\n"
         "sys.argv[0] = 'run'; runpy.run_module('scripts.run', run_name='__main__')\n"
     )
-    found = benches.run(plan(starter), [sys.executable, str(verb)])
+    found = experiment.run(plan(starter), [sys.executable, str(verb)])
     manual, llamacpp = found.rows
     assert len(manual.runs) == 1
     assert llamacpp.runs == []
@@ -269,7 +271,7 @@ def test_a_combination_that_fails_is_named_and_the_others_go_on(starter, tmp_pat
 
 def test_a_run_that_was_killed_says_so(starter):
     with pytest.raises(KitError, match="it was killed, most likely because it needed more memory"):
-        bench_run.run(["sh", "-c", "kill -9 $$"], plan(starter), plan(starter).combinations[0])
+        experiment.run_once(["sh", "-c", "kill -9 $$"], plan(starter), plan(starter).combinations[0])
 
 
 def test_another_device_than_asked_for_is_no_measurement(starter):
@@ -277,7 +279,7 @@ def test_another_device_than_asked_for_is_no_measurement(starter):
     other = Combination("llamacpp", "mps", None, "q4_1", 1)
     said = {"method": "llamacpp", "device": "cpu", "dtype": None, "quant": "q4_1", "new_tokens": 4}
     with pytest.raises(KitError, match="llamacpp on mps in q4_1 was asked for, and llamacpp on cpu in q4_1 ran"):
-        bench_run._read(said, asked, other, 1.0, 1)
+        experiment._read(said, asked, other, 1.0, 1)
 
 
 def test_ctrl_c_keeps_what_was_measured(starter):
@@ -285,7 +287,7 @@ def test_ctrl_c_keeps_what_was_measured(starter):
         if what.startswith("turn 2"):
             raise KeyboardInterrupt
 
-    found = benches.run(plan(starter, methods="llamacpp", turns=9), RUN, press)
+    found = experiment.run(plan(starter, methods="llamacpp", turns=9), RUN, press)
     assert [len(each.runs) for each in found.rows] == [1]
     assert found.interrupted
     assert found.runs_done == 1
@@ -296,13 +298,13 @@ def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        benches.run(plan(starter, methods="llamacpp"), RUN, press)
+        experiment.run(plan(starter, methods="llamacpp"), RUN, press)
 
 
 def test_reports_that_cannot_be_written_say_so(done, tmp_path, monkeypatch):
-    from kit import reports
+    from kit import paths, reports
 
-    monkeypatch.setattr(reports, "FOLDER", tmp_path / "file" / "reports")
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "file" / "reports")
     (tmp_path / "file").write_text("")
     with pytest.raises(KitError, match="could not be written: Not a directory"):
         reports.write("bench", done[2])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import Done, copy_kit, run_command
 
 PYTHON_3_8 = "it is Python 3.8, and the kit needs 3.11, 3.12 or 3.13"

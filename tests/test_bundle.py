@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kit import bundle, wheels
+from kit.environment import lock as locks
+from kit.offline import bundle
 from tests.bundle_kit import LICENCES, MODEL_FILES, bundle_kit, sha256
 from tests.conftest import Done, clean_environment, run_command
 
@@ -224,8 +225,8 @@ def test_a_model_that_is_not_here_or_altered_is_refused(here):
 
 
 def test_a_platform_without_its_wheels_says_which(here):
-    other = next(name for name in wheels.PLATFORMS if name.split("-")[0] == wheels.this().platform.split("-")[0])
-    done = here.bundle("--platform", f"{other}:{'3.12' if wheels.this().python != '3.12' else '3.11'}")
+    other = next(name for name in locks.PLATFORMS if name.split("-")[0] == locks.this().platform.split("-")[0])
+    done = here.bundle("--platform", f"{other}:{'3.12' if locks.this().python != '3.12' else '3.11'}")
     assert done.status == 1
     assert "error: the wheels for" in done.err
     assert "has beta==1.0 for it" in done.err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import comparison, reports
+from kit import paths, reports
 from kit.errors import KitError, WrongUsage
 from kit.reports import Report
 
@@ -33,7 +33,7 @@ def report(**changes) -> Report:
 
 
 def test_the_same_has_no_difference():
-    assert comparison.compare(report(), report()) == []
+    assert reports.compare(report(), report()) == []
 
 
 def test_the_most_important_difference_comes_first():
@@ -45,7 +45,7 @@ def test_the_most_important_difference_comes_first():
         model__files={"model.safetensors": "2"},
         outcome__ok=False,
     )
-    names = [difference.name for difference in comparison.compare(report(), other)]
+    names = [difference.name for difference in reports.compare(report(), other)]
     assert names == [
         "outcome.ok",
         "model.files.model.safetensors",
@@ -58,17 +58,17 @@ def test_the_most_important_difference_comes_first():
 
 
 def test_what_stands_in_one_alone_is_a_difference():
-    (difference,) = comparison.compare(report(), report(facts__packages={"torch": "2.13.0"}))
+    (difference,) = reports.compare(report(), report(facts__packages={"torch": "2.13.0"}))
     assert (difference.name, difference.a, difference.b) == ("facts.packages.click", "8", None)
 
 
 def test_what_is_measured_is_no_difference():
-    assert comparison.differences({"completion": {"load_s": 1}}, {"completion": {"load_s": 2}}) == []
+    assert reports.differences({"completion": {"load_s": 1}}, {"completion": {"load_s": 2}}) == []
 
 
 def test_two_kinds_do_not_compare():
     with pytest.raises(WrongUsage, match="A is a manifest and B a run"):
-        comparison.compare(report(), Report("run", "", {}))
+        reports.compare(report(), Report("run", "", {}))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"kind": "manifest", "format": 99, "time": ""}'])
@@ -80,7 +80,7 @@ def test_a_file_that_is_no_report_is_refused(tmp_path, text):
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(reports, "FOLDER", tmp_path / "file" / "reports")
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "file" / "reports")
     with pytest.raises(KitError, match="could not be written"):
         reports.write("run", {})
 

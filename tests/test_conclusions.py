@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from kit import bench as benches
-from kit import bench_comparison, bench_plot, bench_table, conclusions, registry, spread
-from kit.bench import Bench, Row
-from kit.bench_plan import Combination, Plan
-from kit.bench_run import Run
+from kit.bench import compare as bench_compare
+from kit.bench import conclusions, experiment, stats
+from kit.bench import plot as bench_plot
+from kit.bench import table as bench_table
+from kit.bench.experiment import Bench, Row, Run
+from kit.bench.plan import Combination, Plan
+from kit.bench.stats import Spread
+from kit.models import registry
 from kit.reports import Report
-from kit.spread import Spread
 
 
 def run(speed: float, whole: float = 3.0, memory: int = 10**9, gpu: int | None = None) -> Run:
@@ -104,7 +106,7 @@ def test_too_few_turns_are_said_to_be_too_few():
     # After Ctrl-C it is not the number that was asked for that counts.
     stopped = bench(row("manual", "cpu", "bfloat16", SLOW[:1]), turns=5)
     assert "1 run is too few" in "\n".join(conclusions.of(stopped))
-    assert "One run in a fresh process (stopped after 1 of 5)" in bench_table.markdown(benches.content(stopped, []))
+    assert "One run in a fresh process (stopped after 1 of 5)" in bench_table.markdown(experiment.content(stopped, []))
 
 
 def test_those_that_cannot_be_told_apart_are_the_fastest_together_or_nobody_is():
@@ -122,9 +124,9 @@ def test_those_that_cannot_be_told_apart_are_the_fastest_together_or_nobody_is()
 
 def test_a_ratio_is_of_the_same_turns():
     # A machine that slows down by half slows both alike: the ratio has no spread.
-    assert spread.ratio([10, 5, 20], [5, 2.5, 10]) == Spread(2, 2, 2)
-    assert spread.is_noise(Spread(1.01, 0.9, 1.1))
-    assert not spread.is_noise(Spread(1.05, 1.01, 1.1))
+    assert stats.ratio([10, 5, 20], [5, 2.5, 10]) == Spread(2, 2, 2)
+    assert stats.is_noise(Spread(1.01, 0.9, 1.1))
+    assert not stats.is_noise(Spread(1.05, 1.01, 1.1))
 
 
 # --- The table and the picture ----------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def test_a_ratio_is_of_the_same_turns():
 
 def content(*rows: Row) -> dict:
     found = bench(*rows)
-    document = benches.content(found, conclusions.of(found))
+    document = experiment.content(found, conclusions.of(found))
     document["facts"] = document["facts"] | {"kit": {"commit": "a"}}
     return document
 
@@ -164,7 +166,7 @@ def report(*rows: Row, **changes) -> Report:
 
 
 def names(a: Report, b: Report) -> list[str]:
-    return [difference.name for difference in bench_comparison.differences(a, b)]
+    return [difference.name for difference in bench_compare.differences(a, b)]
 
 
 def test_what_is_within_the_noise_is_no_change():
@@ -177,7 +179,7 @@ def test_what_changed_beyond_the_noise_comes_before_what_it_may_come_from():
     a = report(row("manual", "cpu", "bfloat16", SLOW, (3.0, 3.1, 3.2)))
     b = report(row("manual", "cpu", "bfloat16", FAST, (2.0, 2.1, 2.2)))
     b.content["facts"]["kit"] = {"commit": "b"}
-    found = bench_comparison.differences(a, b)
+    found = bench_compare.differences(a, b)
     assert [difference.name for difference in found] == [
         "manual on cpu in bfloat16: process_s",
         "manual on cpu in bfloat16: decode_tokens_per_s",
@@ -197,13 +199,13 @@ def test_a_row_that_only_one_has_and_another_bandwidth_are_named():
 def test_too_few_runs_are_said_to_be_too_few():
     few = report(row("manual", "cpu", "bfloat16", SLOW))
     enough = report(row("manual", "cpu", "bfloat16", SLOW * 2, (3.0,) * 6))
-    assert bench_comparison.too_few_runs(few, enough)
-    assert not bench_comparison.too_few_runs(enough, enough)
+    assert bench_compare.too_few_runs(few, enough)
+    assert not bench_compare.too_few_runs(enough, enough)
 
 
 def test_a_quality_that_changed_is_a_difference_and_one_that_other_kernels_move_is_none():
     rows = row("manual", "cpu", "bfloat16", SLOW)
     quality = {"method": "llamacpp", "device": "cpu", "dtype": None, "quant": "q4_0", "top1_agreement": 0.57}
     a, slightly, much = (report(rows, quality=[quality | {"perplexity": value}]) for value in (10.177, 10.2, 6.1))
-    assert [each.name for each in bench_comparison.differences(a, much)] == ["llamacpp on cpu in q4_0: perplexity"]
-    assert bench_comparison.differences(a, slightly) == []
+    assert [each.name for each in bench_compare.differences(a, much)] == ["llamacpp on cpu in q4_0: perplexity"]
+    assert bench_compare.differences(a, slightly) == []

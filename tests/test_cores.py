@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import cores, machine
+from kit.environment import machine
 
 
 @pytest.fixture
@@ -27,22 +27,22 @@ def cpu(number: int, name: str) -> str:
 
 def test_a_core_with_two_threads_counts_once(sys_folder):
     pairs = {cpu(n, "topology__thread_siblings_list"): f"{n % 2},{n % 2 + 2}" for n in range(4)}
-    found = cores.of_linux({0, 1, 2, 3}, sys_folder(**pairs))
+    found = machine.of_linux({0, 1, 2, 3}, sys_folder(**pairs))
     assert (found.count, found.reason) == (2, "all cores, a core's threads counted once")
 
 
 def test_intels_efficiency_cores_are_left_out(sys_folder):
     folder = sys_folder(devices__cpu_core__cpus="0-3")
-    assert cores.of_linux(set(range(12)), folder) == cores.Cores(4, "performance cores")
+    assert machine.of_linux(set(range(12)), folder) == machine.Cores(4, "performance cores")
 
 
 def test_arms_little_cores_are_left_out(sys_folder):
     folder = sys_folder(**{cpu(n, "cpu_capacity"): "1024" if n > 3 else "400" for n in range(8)})
-    assert cores.of_linux(set(range(8)), folder) == cores.Cores(4, "performance cores")
+    assert machine.of_linux(set(range(8)), folder) == machine.Cores(4, "performance cores")
 
 
 def test_only_the_processors_that_this_process_may_use(sys_folder):
-    assert cores.of_linux({1}, sys_folder()).count == 1
+    assert machine.of_linux({1}, sys_folder()).count == 1
 
 
 @pytest.mark.parametrize(("quota", "count"), [("150000 100000", 1), ("max 100000", 4), ("300000 100000", 3)])
@@ -50,7 +50,7 @@ def test_a_containers_quota_counts(quota, count, sys_folder):
     folder = sys_folder()
     (folder / "fs" / "cgroup").mkdir(parents=True, exist_ok=True)
     (folder / "fs" / "cgroup" / "cpu.max").write_text(quota + "\n")
-    assert cores.of_linux({0, 1, 2, 3}, folder).count == count
+    assert machine.of_linux({0, 1, 2, 3}, folder).count == count
 
 
 def test_the_quota_of_an_older_kernel_counts(sys_folder):
@@ -58,16 +58,16 @@ def test_the_quota_of_an_older_kernel_counts(sys_folder):
     (folder / "fs" / "cgroup" / "cpu").mkdir(parents=True)
     (folder / "fs" / "cgroup" / "cpu" / "cpu.cfs_quota_us").write_text("200000\n")
     (folder / "fs" / "cgroup" / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
-    assert cores.of_linux({0, 1, 2, 3}, folder).count == 2
+    assert machine.of_linux({0, 1, 2, 3}, folder).count == 2
 
 
 def test_a_mac_says_how_many_performance_cores_it_has(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(cores.sys, "platform", "darwin")
+    monkeypatch.setattr(machine.sys, "platform", "darwin")
     monkeypatch.setattr(machine, "sysctl", {"hw.perflevel0.physicalcpu": "4"}.get)
-    assert cores.performance() == cores.Cores(4, "hw.perflevel0.physicalcpu")
+    assert machine.performance() == machine.Cores(4, "hw.perflevel0.physicalcpu")
 
 
 def test_fewer_threads_may_be_asked_for_as_torch_takes_it(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert cores.performance() == cores.Cores(3, "OMP_NUM_THREADS")
+    assert machine.performance() == machine.Cores(3, "OMP_NUM_THREADS")

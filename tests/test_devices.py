@@ -11,9 +11,10 @@ import re
 import pytest
 import torch
 
-from kit import devices, machine
+from kit.engines import devices
+from kit.environment import machine
+from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
-from kit.machine import Machine
 
 MAC = Machine(system="Darwin", arch="arm64", macos="15.3")
 

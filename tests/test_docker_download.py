@@ -41,7 +41,7 @@ def kit(tmp_path, served):
 
 
 def starter() -> str:
-    from kit.registry import MODELS_TOML
+    from kit.paths import MODELS_TOML
 
     text = MODELS_TOML.read_text()
     return text[text.index("[starter]") : text.index('\n["llama')]

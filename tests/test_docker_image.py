@@ -11,7 +11,7 @@ import uuid
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import clean_environment, copy_kit, run_command
 from tests.docker_kit import compose, docker, image, tidy_engine, verb
 
@@ -163,7 +163,7 @@ def test_a_clones_dotenv_weights_and_reports_do_not_reach_a_build(kit_copy, stag
     said = docker("run", "--rm", "--network", "none", "--entrypoint", "find", name, "/kit", "-type", "f")
     docker("image", "rm", name)
     found = {path.removeprefix("/kit/") for path in said.splitlines()}
-    assert "kit/registry.py" in found
+    assert "kit/models/registry.py" in found
     assert not found & set(SECRETS)
     assert not [path for path in found if path.startswith(("models/", "reports/", "dist/", ".venv/", ".git/"))]
 

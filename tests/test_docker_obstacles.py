@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import run_command
 from tests.docker_kit import verb
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import clean_environment, run_command
 from tests.docker_kit import compose, containers, image, tidy_engine, verb
 from tests.test_run import KEYS

@@ -1,4 +1,4 @@
-"""`make doctor`: every check's findings, before there is an environment and with any Python from 3.8 on."""
+"""`make doctor`: every check's findings, before there is an environment and with any Python from 3.9 on."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from kit import checks, environment_checks, machine_checks
-from kit.checks import FAIL, OK, WARN
+from kit.doctor import before_venv, in_venv
+from kit.doctor import check as checks
+from kit.doctor.check import FAIL, OK, WARN
+from kit.environment.machine import Machine
 from kit.errors import KitError
-from kit.machine import Machine
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import clean_environment, copy_kit, run_command
 
-FIRST_STAGE = ["kit/errors", "kit/checks", "kit/machine_checks", "kit/machine", "kit/dotenv_file", "kit/model_folder"]
-FIRST_STAGE += ["kit/registry", "kit/__init__", "scripts/__init__", "scripts/doctor"]
+FIRST_STAGE = ["kit/errors", "kit/paths", "kit/files", "kit/settings", "kit/environment/machine", "kit/models/registry"]
+FIRST_STAGE += ["kit/models/folder", "kit/doctor/check", "kit/doctor/before_venv", "scripts/doctor"]
 
 
 def listed() -> list[checks.Listed]:
-    return [*machine_checks.listed("starter"), *environment_checks.listed("starter")]
+    return [*before_venv.listed("starter"), *in_venv.listed("starter")]
 
 
 def old_python() -> str | None:
-    """A Python 3.8 to 3.10 of this machine, if there is one."""
-    pyenv = sorted(Path.home().glob(".pyenv/versions/3.[89].*/bin/python3"))
+    """A Python 3.9 to 3.10 of this machine, if there is one."""
+    pyenv = sorted(Path.home().glob(".pyenv/versions/3.9.*/bin/python3"))
     return next(
-        (found for name in ("python3.8", "python3.9", "python3.10") if (found := shutil.which(name)) and _runs(found)),
+        (found for name in ("python3.9", "python3.10") if (found := shutil.which(name)) and _runs(found)),
         str(pyenv[0]) if pyenv else None,
     )
 
@@ -61,13 +62,16 @@ def test_ids_are_stable_and_each_has_its_heading_in_troubleshooting():
 
 
 @pytest.mark.parametrize("path", FIRST_STAGE)
-def test_the_first_stage_parses_on_python_3_8_and_imports_the_standard_library_alone(path):
-    tree = ast.parse((ROOT / f"{path}.py").read_text(), feature_version=(3, 8))
+def test_the_first_stage_parses_on_python_3_9_and_imports_the_standard_library_alone(path):
+    tree = ast.parse((ROOT / f"{path}.py").read_text(), feature_version=(3, 9))
     allowed = {
         "kit",
         "scripts",
         "__future__",
+        "collections",
         "contextlib",
+        "dotenv",  # settings, where there is an environment
+        "fcntl",
         "ctypes",
         "dataclasses",
         "functools",
@@ -83,7 +87,7 @@ def test_the_first_stage_parses_on_python_3_8_and_imports_the_standard_library_a
         assert {name.split(".")[0] for name in names} <= allowed
 
 
-@pytest.mark.skipif(old_python() is None, reason="no Python 3.8 to 3.10 on this machine")
+@pytest.mark.skipif(old_python() is None, reason="no Python 3.9 to 3.10 on this machine")
 def test_an_old_python_runs_it_without_an_environment_and_says_what_it_skips(tmp_path):
     folder = copy_kit(tmp_path / "kit")
     done = run_command([str(old_python()), "-m", "scripts.doctor"], cwd=folder)
@@ -147,44 +151,44 @@ def test_a_check_that_breaks_is_a_failure_of_its_own():
     ],
 )
 def test_processor(here, state, says):
-    outcome = machine_checks.check_processor(here)
+    outcome = before_venv.check_processor(here)
     assert outcome.state == state
     assert re.search(says, outcome.text)
     assert bool(outcome.next) == (state == FAIL)
 
 
 def test_macos():
-    assert machine_checks.check_macos(Machine("Darwin", "arm64", "13.6")).state == FAIL
-    assert machine_checks.check_macos(Machine("Darwin", "arm64", "14.0")).state == OK
-    assert "skipped: this is Linux" in machine_checks.check_macos(Machine("Linux", "x86_64")).text
+    assert before_venv.check_macos(Machine("Darwin", "arm64", "13.6")).state == FAIL
+    assert before_venv.check_macos(Machine("Darwin", "arm64", "14.0")).state == OK
+    assert "skipped: this is Linux" in before_venv.check_macos(Machine("Linux", "x86_64")).text
 
 
 @pytest.mark.parametrize(("memory", "state"), [(2_000_000_000, FAIL), (4_000_000_000, WARN), (8_000_000_000, OK)])
 def test_memory_against_the_models_peak(memory, state):
-    outcome = machine_checks.check_memory("llama-3.2-1b", memory)
+    outcome = before_venv.check_memory("llama-3.2-1b", memory)
     assert outcome.state == state
     assert "3.17 GB at most" in outcome.text
 
 
 def test_disk_that_is_too_small(kit_copy, monkeypatch):
     usage = shutil.disk_usage(kit_copy)
-    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000_000))
-    assert machine_checks.check_disk("llama-3.2-1b").state == FAIL
-    assert machine_checks.check_disk("starter").state == OK
+    monkeypatch.setattr(before_venv.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000_000))
+    assert before_venv.check_disk("llama-3.2-1b").state == FAIL
+    assert before_venv.check_disk("starter").state == OK
 
 
 @pytest.fixture
 def venv(tmp_path, monkeypatch) -> Path:
     """A .venv of the lock's packages, by the names of their .dist-info folders."""
     folder = tmp_path / ".venv"
-    monkeypatch.setattr(machine_checks, "VENV", folder)
+    monkeypatch.setattr(before_venv, "VENV", folder)
     packages = folder / "lib" / "python3.11" / "site-packages"
     packages.mkdir(parents=True)
     (folder / "bin").mkdir()
     (folder / "bin" / "python").touch()
     (folder / "ready").write_text(f"{folder}\n")
     lock = (ROOT / "env" / "lock" / "linux.txt").read_text()
-    for name, versions in machine_checks.pins(lock).items():
+    for name, versions in before_venv.pins(lock).items():
         (packages / f"{name.replace('-', '_')}-{versions[0]}.dist-info").mkdir()
     return folder
 
@@ -192,23 +196,23 @@ def venv(tmp_path, monkeypatch) -> Path:
 @pytest.mark.skipif(not shutil.which("uname"), reason="a POSIX machine")
 class TestEnvironment:
     def state(self, says: str) -> str:
-        outcome = machine_checks.check_environment()
+        outcome = before_venv.check_environment()
         assert re.search(says, outcome.text), outcome.text
         assert outcome.state == OK or outcome.next.startswith("make ")
         return outcome.state
 
     def test_as_the_lock_says(self, venv, monkeypatch):
-        monkeypatch.setattr(machine_checks.sys, "platform", "linux")
+        monkeypatch.setattr(before_venv.sys, "platform", "linux")
         assert self.state(r"\d+ packages, as env/lock/linux.txt says") == OK
 
     def test_a_package_of_another_version(self, venv, monkeypatch):
-        monkeypatch.setattr(machine_checks.sys, "platform", "linux")
+        monkeypatch.setattr(before_venv.sys, "platform", "linux")
         (found,) = venv.glob("lib/*/*/click-*")
         found.rename(found.with_name("click-1.0.dist-info"))
         assert self.state("click is 1.0 and not 8") == FAIL
 
     def test_a_package_too_many_and_one_missing(self, venv, monkeypatch):
-        monkeypatch.setattr(machine_checks.sys, "platform", "linux")
+        monkeypatch.setattr(before_venv.sys, "platform", "linux")
         (found,) = venv.glob("lib/*/*/click-*")
         found.rename(found.with_name("six-1.0.dist-info"))
         assert self.state("click is missing.*six is not in the lock") == FAIL
@@ -226,7 +230,7 @@ class TestEnvironment:
         assert self.state("the one that it was made with is gone") == FAIL
 
     def test_none_yet(self, venv, monkeypatch):
-        monkeypatch.setattr(machine_checks, "VENV", venv / "nowhere")
+        monkeypatch.setattr(before_venv, "VENV", venv / "nowhere")
         assert self.state("no .venv yet") == WARN
 
 
@@ -255,19 +259,19 @@ class TestSecrecy:
         return tmp_path
 
     def test_private_and_ignored(self, repository):
-        assert machine_checks.check_secrecy(repository / ".env").state == OK
+        assert before_venv.check_secrecy(repository / ".env").state == OK
 
     def test_readable_by_others(self, repository):
         (repository / ".env").chmod(0o640)
-        assert machine_checks.check_secrecy(repository / ".env").next == "chmod 600 .env"
+        assert before_venv.check_secrecy(repository / ".env").next == "chmod 600 .env"
 
     def test_git_would_commit_it(self, repository):
         (repository / ".gitignore").unlink()
-        assert "git would commit" in machine_checks.check_secrecy(repository / ".env").text
+        assert "git would commit" in before_venv.check_secrecy(repository / ".env").text
 
     def test_git_has_it(self, repository):
         subprocess.run(["git", "-C", str(repository), "add", "-f", ".env"], check=True)
-        assert machine_checks.check_secrecy(repository / ".env").next == "git rm --cached .env"
+        assert before_venv.check_secrecy(repository / ".env").next == "git rm --cached .env"
 
 
 def test_an_environment_that_does_not_import_is_said(monkeypatch):
@@ -275,15 +279,15 @@ def test_an_environment_that_does_not_import_is_said(monkeypatch):
     def fail() -> None:
         raise ImportError("libtorch is gone")
 
-    monkeypatch.setattr(environment_checks.libraries, "import_all", fail)
-    outcome = environment_checks.check_libraries()
+    monkeypatch.setattr(in_venv.libraries, "import_all", fail)
+    outcome = in_venv.check_libraries()
     assert outcome.state == FAIL
     assert "libtorch is gone" in outcome.text
 
 
 def test_an_unknown_model_leaves_the_second_stage_whole():
     """D20 and D21 still look; the Hub's checks say why they do not."""
-    found = list(checks.run(environment_checks.listed("gpt")))
+    found = list(checks.run(in_venv.listed("gpt")))
     assert [check.state for check in found] == [OK] * len(found)
     assert {check.text for check in found[2:]} == {"skipped: which model it is about is not known (D09)"}
 
@@ -318,6 +322,6 @@ def test_ctrl_c_ends_it_without_a_traceback(monkeypatch, capsys):
 
 def test_a_dotenv_that_is_a_folder(kit_copy):
     (kit_copy / ".env").mkdir()
-    outcome = machine_checks.check_dotenv(kit_copy / ".env")
+    outcome = before_venv.check_dotenv(kit_copy / ".env")
     assert outcome.state == FAIL
     assert "move it away" in outcome.next

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from kit import dotenv_file
+from kit import settings
 
 
 @pytest.mark.parametrize(
@@ -30,23 +30,23 @@ from kit import dotenv_file
     ],
 )
 def test_a_form_that_tools_read_differently_is_named(content, says):
-    (fault, *_) = dotenv_file.faults(content)
+    (fault, *_) = settings.faults(content)
     assert says in fault.text
     assert fault.line == 1
 
 
 def test_a_fault_never_shows_the_value():
     for content in (b'HF_TOKEN="hf_secret"\n', b"HF_TOKEN=hf_secret # x\n", b" HF_TOKEN=hf_secret\n"):
-        assert all("hf_secret" not in fault.text for fault in dotenv_file.faults(content))
+        assert all("hf_secret" not in fault.text for fault in settings.faults(content))
 
 
 def test_the_line_is_counted_from_one():
-    assert [fault.line for fault in dotenv_file.faults(b"# fine\n\nMODEL='x'\n")] == [3]
+    assert [fault.line for fault in settings.faults(b"# fine\n\nMODEL='x'\n")] == [3]
 
 
 def test_good_forms_pass_and_python_dotenv_reads_them_as_written(tmp_path: Path):
     content = "# comment\n\nMODEL=llama-3.2-1b\nHF_TOKEN=\nPROMPT=Hello, who or what are you ?\nX=a=b#c é 🎉\n"
-    assert dotenv_file.faults(content.encode()) == []
+    assert settings.faults(content.encode()) == []
     path = tmp_path / ".env"
     path.write_text(content, encoding="utf-8")
     assert dotenv_values(path, interpolate=False) == {
@@ -58,11 +58,11 @@ def test_good_forms_pass_and_python_dotenv_reads_them_as_written(tmp_path: Path)
 
 
 def test_the_example_has_no_fault_and_every_option_it_sets_exists():
-    from kit.registry import ROOT
+    from kit.paths import ROOT
     from kit.settings import LIBRARY_NAMES
     from scripts.run import run
 
-    assert dotenv_file.faults((ROOT / ".env.example").read_bytes()) == []
+    assert settings.faults((ROOT / ".env.example").read_bytes()) == []
     known = {option.envvar for option in run.params} | set(LIBRARY_NAMES)
     assert set(dotenv_values(ROOT / ".env.example")) <= known
 
@@ -71,6 +71,6 @@ def test_a_file_that_others_can_read_is_noticed(tmp_path: Path):
     path = tmp_path / ".env"
     path.write_text("MODEL=starter\n")
     path.chmod(0o644)
-    assert [following for _, following in dotenv_file.exposures(path)] == ["chmod 600 .env"]
+    assert [following for _, following in settings.exposures(path)] == ["chmod 600 .env"]
     path.chmod(0o600)
-    assert dotenv_file.exposures(path) == []
+    assert settings.exposures(path) == []

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import clean_environment, run_command
 from tests.hub import (
     Account,
@@ -171,9 +171,9 @@ def test_a_stalled_connection_is_noticed_and_goes_on(kit, served):
 
 
 def test_a_stall_is_noticed_within_30_seconds():
-    from kit import file_request, transfer
+    from kit.net import get, transfer
 
-    assert file_request.SOCKET_TIMEOUT <= 10
+    assert get.SOCKET_TIMEOUT <= 10
     assert transfer.SLOW_WINDOW <= 30
 
 

@@ -7,7 +7,7 @@ import traceback
 import pytest
 
 from kit import errors
-from kit.errors import KitError, washed
+from kit.errors import KitError, keep_secret, washed
 
 SECRET = "MARKEDQZ" * 3
 
@@ -31,7 +31,7 @@ def test_words_of_a_library_are_washed(text):
 
 def test_the_parts_of_a_secret_are_washed_wherever_they_stand(monkeypatch):
     monkeypatch.setattr(errors, "_kept", set())
-    errors.keep_secret(f"hf_{SECRET}A\n{SECRET}B{chr(9)}short")
+    keep_secret(f"hf_{SECRET}A\n{SECRET}B{chr(9)}short")
     assert washed(f"a {SECRET}B, and \\nhf_{SECRET}A of a short word") == "a …, and \\n… of a short word"
 
 

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from kit import generation, methods, transformers_engine
-from kit.devices import Device
+from kit.engines import generate, methods, torch_engine
+from kit.engines.devices import Device
+from kit.engines.generate import Request
 from kit.errors import KitError, WrongUsage
-from kit.generation import Request
 from tests import answers
 from tests.conftest import run_command
 
@@ -19,7 +19,7 @@ MARK = "The capital of France is"
 @pytest.fixture
 def complete(starter):
     def call(prompt=MARK, on_text=lambda text: None, **fields):
-        return generation.complete(Request(starter, prompt, **{"max_new_tokens": 12, **fields}), on_text)
+        return generate.complete(Request(starter, prompt, **{"max_new_tokens": 12, **fields}), on_text)
 
     return call
 
@@ -108,7 +108,7 @@ def test_the_device_is_told_before_the_weights_are_read(starter, monkeypatch):
     real = methods.LOADERS["manual"]
     monkeypatch.setitem(methods.LOADERS, "manual", lambda *arguments: (order.append("load"), real(*arguments))[1])
     request = Request(starter, MARK, "manual", max_new_tokens=1)
-    generation.complete(request, on_device=lambda device: order.append(device.name))
+    generate.complete(request, on_device=lambda device: order.append(device.name))
     assert order == ["cpu", "load"]
 
 
@@ -163,9 +163,9 @@ def test_converting_on_mps_loads_one_tensor_at_a_time(starter, monkeypatch):
 
     monkeypatch.setitem(methods.LOADERS, "manual", record)
     for dtype in ("bfloat16", "float32"):
-        monkeypatch.setattr(generation.devices, "choose", lambda *_, dtype=dtype: Device("mps", dtype, "", ""))
+        monkeypatch.setattr(generate.devices, "choose", lambda *_, dtype=dtype: Device("mps", dtype, "", ""))
         with pytest.raises(KitError, match="stop"):
-            generation.complete(Request(starter, MARK, "manual"))
+            generate.complete(Request(starter, MARK, "manual"))
     assert seen == [None, "1"]
     monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD")
 
@@ -179,7 +179,7 @@ def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(starter, monkeypa
     expected = AutoModelForCausalLM.from_pretrained(starter.folder, dtype=getattr(torch, dtype)).state_dict()
     backends, own = [], modeling_utils.safe_open
     monkeypatch.setattr(modeling_utils, "safe_open", lambda *a, **k: (backends.append(k["backend"]), own(*a, **k))[1])
-    loaded = transformers_engine.load_model(starter, "manual", Device("cpu", dtype, "", "")).model.state_dict()
+    loaded = torch_engine.load_model(starter, "manual", Device("cpu", dtype, "", "")).model.state_dict()
     assert backends == [backend]
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
@@ -215,7 +215,7 @@ def test_memory_that_runs_out_says_what_to_do(starter, monkeypatch):
 
     monkeypatch.setitem(methods.LOADERS, "manual", exhaust)
     with pytest.raises(KitError, match="does not fit into the memory of cpu") as caught:
-        generation.complete(Request(starter, MARK, "manual"))
+        generate.complete(Request(starter, MARK, "manual"))
     assert "make run MODEL=starter" in caught.value.hint
 
 

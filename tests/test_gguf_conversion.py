@@ -13,23 +13,16 @@ from pathlib import Path
 import numpy
 import pytest
 
-from kit import (
-    gguf_conversion,
-    gguf_tensors,
-    gguf_tokenizer,
-    golden,
-    plain_folder,
-    registry,
-    replay,
-    shape_model,
-    tolerances,
-)
+from kit import paths
+from kit.engines.llama_server import LlamaServer
+from kit.engines.llamacpp_engine import LlamacppReplay
 from kit.errors import KitError
-from kit.gguf_file import GgufFile
-from kit.llama_server import LlamaServer
-from kit.llamacpp_replay import LlamacppReplay
-from kit.quants import Quant
-from kit.safetensors_file import SafetensorsFile, as_float32
+from kit.formats import from_gguf, gguf_tokenizer, to_gguf
+from kit.formats.gguf import GgufFile
+from kit.formats.safetensors import SafetensorsFile, as_float32
+from kit.models import random_weights
+from kit.models.gguf_files import Quant
+from kit.verify import golden, replay, tolerances
 
 # Code, emoji, Devanagari, Thai, digits, and white space of every kind.
 CORPUS = [
@@ -47,7 +40,7 @@ CORPUS = [
 
 
 def convert(folder: Path, path: Path, quant: str = "bf16") -> Path:
-    gguf_conversion.convert(folder, [folder / "model.safetensors"], "a title", quant, path)
+    to_gguf.convert(folder, [folder / "model.safetensors"], "a title", quant, path)
     return path
 
 
@@ -88,8 +81,8 @@ def test_llamacpp_says_of_a_rounded_file_what_transformers_says_of_the_same_roun
     for name in known.tensors:
         values = known.decode(name)
         if ".attn_q." in name or ".attn_k." in name:
-            values = plain_folder.unpermute(values, 9 if ".attn_q." in name else 3)
-        weights[plain_folder.weight_name(name)] = torch.from_numpy(values.copy())
+            values = from_gguf.unpermute(values, 9 if ".attn_q." in name else 3)
+        weights[from_gguf.weight_name(name)] = torch.from_numpy(values.copy())
     model.load_state_dict(weights, strict=False)
     entry = next(entry for entry in golden.read(starter).entries if entry.name == "english")
     first = len(entry.ids) - 32
@@ -107,19 +100,19 @@ def small_once(tmp_path_factory):
     from tests import llama_small
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "MODELS", tmp_path_factory.mktemp("models"))
-        model = llama_small.make(registry.MODELS / "small", registry.ROOT / "models" / "starter")
+        patch.setattr(paths, "MODELS", tmp_path_factory.mktemp("models"))
+        model = llama_small.make(paths.MODELS / "small", paths.ROOT / "models" / "starter")
         ids = AutoTokenizer.from_pretrained(model.folder)(golden.prompts()["long"])["input_ids"][:2048]
         first = len(ids) - 24
         loaded = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
-        return registry.MODELS, (model, ids, first, replay.measure(loaded, tuple(ids), first)[0])
+        return paths.MODELS, (model, ids, first, replay.measure(loaded, tuple(ids), first)[0])
 
 
 @pytest.fixture
 def small(small_once, monkeypatch):
     """A small model with Llama 3.2's settings, 2,048 tokens of text, and what transformers makes of the last ones."""
     models, found = small_once
-    monkeypatch.setattr(registry, "MODELS", models)
+    monkeypatch.setattr(paths, "MODELS", models)
     return found
 
 
@@ -134,10 +127,10 @@ def test_a_model_with_llama_3_2s_settings_says_what_transformers_float32_says(sm
 def test_the_same_proof_sees_a_conversion_without(left_out, small, tmp_path, monkeypatch):
     model, ids, first, logprobs = small
     if left_out == "permutation":
-        monkeypatch.setattr(gguf_tensors, "permute", lambda values, heads: values)
+        monkeypatch.setattr(to_gguf, "permute", lambda values, heads: values)
     else:
-        rope = gguf_conversion.rope
-        monkeypatch.setattr(gguf_conversion, "rope", lambda config: (rope(config)[0], {}))
+        rope = to_gguf.rope
+        monkeypatch.setattr(to_gguf, "rope", lambda config: (rope(config)[0], {}))
     found = differences(model, convert(model.folder, tmp_path / "wrong.gguf"), ids, first, logprobs)
     assert statistics.fmean(found) > 0.4
 
@@ -146,18 +139,18 @@ def test_the_rope_factors_are_those_of_transformers():
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    config = LlamaConfig(**copy.deepcopy(shape_model.CONFIG))  # it writes into what it is given
+    config = LlamaConfig(**copy.deepcopy(random_weights.CONFIG))  # it writes into what it is given
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    theta, scaling = gguf_conversion.rope(shape_model.CONFIG)
+    theta, scaling = to_gguf.rope(random_weights.CONFIG)
     plain = 1 / theta ** (numpy.arange(0, 64, 2) / 64)
-    assert gguf_conversion.rope_freqs(theta, scaling, 64) == pytest.approx(plain / scaled.numpy(), rel=1e-5)
+    assert to_gguf.rope_freqs(theta, scaling, 64) == pytest.approx(plain / scaled.numpy(), rel=1e-5)
 
 
 def test_both_spellings_of_the_rope_settings_are_the_same():
-    scaling = dict(shape_model.CONFIG["rope_scaling"])
+    scaling = dict(random_weights.CONFIG["rope_scaling"])
     now = {"rope_parameters": {**scaling, "rope_theta": 500000.0}}
-    assert gguf_conversion.rope(now) == gguf_conversion.rope(shape_model.CONFIG) == (500000.0, scaling)
-    assert gguf_conversion.rope({"rope_theta": 100000.0, "rope_scaling": None}) == (100000.0, {})
+    assert to_gguf.rope(now) == to_gguf.rope(random_weights.CONFIG) == (500000.0, scaling)
+    assert to_gguf.rope({"rope_theta": 100000.0, "rope_scaling": None}) == (100000.0, {})
 
 
 # --- Tensors ----------------------------------------------------------------------------------------------------------
@@ -170,8 +163,8 @@ def test_bf16_keeps_every_bit_and_permutes_the_heads_alone(starter, tmp_path):
     for name in known.tensors:
         values = known.decode(name)
         if ".attn_q." in name or ".attn_k." in name:
-            values = plain_folder.unpermute(values, 9 if ".attn_q." in name else 3)
-        assert numpy.array_equal(values, as_float32(source.bits(plain_folder.weight_name(name)))), name
+            values = from_gguf.unpermute(values, 9 if ".attn_q." in name else 3)
+        assert numpy.array_equal(values, as_float32(source.bits(from_gguf.weight_name(name)))), name
 
 
 @pytest.mark.parametrize(("quant", "kind"), [("q8_0", "Q8_0"), ("q4_0", "Q4_0")])
@@ -182,7 +175,7 @@ def test_the_blocks_are_the_gguf_packages_own(quant, kind, starter, tmp_path):
     known = GgufFile(convert(starter.folder, tmp_path / "starter.gguf", quant))
     source = SafetensorsFile([starter.folder / "model.safetensors"])
     for name in ("token_embd.weight", "blk.7.ffn_down.weight"):
-        values = as_float32(source.bits(plain_folder.weight_name(name)))
+        values = as_float32(source.bits(from_gguf.weight_name(name)))
         wanted = dequantize(quantize(values, GGMLQuantizationType[kind]), GGMLQuantizationType[kind])
         assert numpy.array_equal(known.decode(name), wanted)
     assert known.metadata["general.file_type"] == {"q8_0": 7, "q4_0": 2}[quant]
@@ -196,7 +189,7 @@ def test_weights_in_several_files_give_the_same_bytes(small, tmp_path):
     parts = [tmp_path / "model-00001-of-00002.safetensors", tmp_path / "model-00002-of-00002.safetensors"]
     for place, part in enumerate(parts):
         save_file({name: values for name, values in weights.items() if len(name) % 2 == place}, part)
-    gguf_conversion.convert(folder, parts, "a title", "q8_0", tmp_path / "parts.gguf")
+    to_gguf.convert(folder, parts, "a title", "q8_0", tmp_path / "parts.gguf")
     assert (tmp_path / "parts.gguf").read_bytes() == convert(folder, tmp_path / "one.gguf", "q8_0").read_bytes()
 
 
@@ -208,9 +201,9 @@ def test_memory_holds_a_piece_and_not_the_model(starter, tmp_path):
         "print(machine.peak_rss_bytes(), {'torch', 'transformers'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", program, str(starter.folder), str(tmp_path / "starter.gguf")]
-    peak, imported = subprocess.run(
-        command, cwd=registry.ROOT, capture_output=True, text=True, check=True
-    ).stdout.split(maxsplit=1)
+    peak, imported = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout.split(
+        maxsplit=1
+    )
     assert int(peak) < 200_000_000  # 119 MB where this was written; the weights alone are 269
     assert imported == "set()\n"
 

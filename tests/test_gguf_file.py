@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from kit.errors import KitError
-from kit.gguf_file import GgufFile
+from kit.formats.gguf import GgufFile
 
 
 @pytest.fixture

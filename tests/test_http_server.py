@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kit.errors import KitError
-from kit.serve import HubServer
+from kit.offline.hub_endpoints import HubServer
 from tests.hub import big_file, serve_folder
 from tests.hub.raw import ask, dial, wait_until
 

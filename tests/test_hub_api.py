@@ -9,10 +9,10 @@ import subprocess
 
 import pytest
 
-from kit import registry
 from kit.errors import KitError
-from kit.registry import Model, ModelFile
-from kit.serve import HubServer, served
+from kit.models import registry
+from kit.models.registry import Model, ModelFile
+from kit.offline.hub_endpoints import HubServer, served
 from tests.hub import serve_folder
 from tests.hub.raw import ask
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kit import hub_checks
+from kit.doctor import hub as hub_checks
 from tests.hub import Account, Delay, MisbehavingHub, OtherDate, serve_folder, tiny_model
 from tests.hub_kit import TOKEN, HubKit, hub_kit, section
 
@@ -29,7 +29,9 @@ def kit(tmp_path, served):
 
 PROGRAM = """
 import json, sys, time
-from kit import checks, hub_checks, settings
+from kit import settings
+from kit.doctor import check as checks
+from kit.doctor import hub as hub_checks
 settings.apply(settings.read())
 import huggingface_hub
 started = time.monotonic()

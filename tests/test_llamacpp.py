@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from kit import devices, generation, llama_server, llamacpp_engine, machine, native_log, quants
-from kit.completion import Request
+from kit.engines import devices, generate, llama_server, llamacpp_engine
+from kit.engines.llama_server import LlamaServer
+from kit.engines.request import Request
+from kit.environment import machine
+from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
-from kit.llama_server import LlamaServer
-from kit.machine import Machine
-from kit.registry import ROOT
+from kit.models import gguf_files
+from kit.paths import ROOT
 
 MARK = "The capital of France is"
 MANY_SCRIPTS = "😀😃😄😁 नमस्ते दुनिया สวัสดี 😀😃😄😁 नमस्ते दुनिया 😀😃😄"
@@ -25,7 +27,7 @@ MANY_SCRIPTS = "😀😃😄😁 नमस्ते दुनिया สวั
 def complete(starter):
     def call(prompt=MARK, on_text=lambda text: None, **fields):
         asked = {"method": "llamacpp", "max_new_tokens": 12, **fields}
-        return generation.complete(Request(starter, prompt, **asked), on_text)
+        return generate.complete(Request(starter, prompt, **asked), on_text)
 
     return call
 
@@ -41,8 +43,9 @@ def server(starter):
 
 def test_a_run_imports_neither_torch_nor_transformers():
     program = (
-        "import sys; from kit import generation, registry; from kit.completion import Request; "
-        "generation.complete(Request(registry.find('starter'), 'One', 'llamacpp', max_new_tokens=2)); "
+        "import sys; from kit.engines import generate; from kit.models import registry; "
+        "from kit.engines.request import Request; "
+        "generate.complete(Request(registry.find('starter'), 'One', 'llamacpp', max_new_tokens=2)); "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -221,7 +224,7 @@ def test_auto_takes_the_gpu_where_llama_cpp_finds_metal(found, starter, monkeypa
     names = ["MTL0", "CPU"] if found else ["CPU"]
     library = type("Stand-in", (), {"get_device_info": staticmethod(lambda: [{"name": name} for name in names])})
     monkeypatch.setattr(llama_server, "import_library", lambda: library)
-    quant = quants.choose(starter, "auto")
+    quant = gguf_files.choose(starter, "auto")
     chosen = devices.choose_for_llamacpp("auto", quant)
     assert chosen.name == ("mps" if found else "cpu")
     assert chosen.dtype == "q4_1"
@@ -271,13 +274,13 @@ def test_standard_error_is_itself_again_after_a_failure(tmp_path, capfd):
 
 def test_while_native_code_is_kept_aside_pythons_own_lines_come_through():
     program = (
-        "import os, sys; from kit.native_log import NativeLog; log = NativeLog().start(); "
+        "import os, sys; from kit.engines.llama_server import NativeLog; log = NativeLog().start(); "
         "os.write(2, b'native'); print('own', file=sys.stderr); kept = log.text(); log.close(); "
         "print(kept); print('after', file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("native\n", "own\nafter\n")
-    assert native_log.NativeLog().text() == ""
+    assert llama_server.NativeLog().text() == ""
 
 
 def test_a_container_that_is_too_small_is_told_before_it_is_killed(complete, monkeypatch):

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from kit import gguf_conversion, gguf_tensors, golden, quants, replay, tolerances
-from kit.gguf_file import GgufFile
-from kit.llamacpp_replay import LlamacppReplay
+from kit.engines.llamacpp_engine import LlamacppReplay
+from kit.formats import to_gguf
+from kit.formats.gguf import GgufFile
+from kit.models import gguf_files
+from kit.verify import golden, replay, tolerances
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def short(starter):
 @pytest.fixture
 def verdict(starter, short):
     def judge(path=None, name="auto"):
-        quant = quants.choose(starter, name)
+        quant = gguf_files.choose(starter, name)
         quant = replace(quant, path=path or quant.path)
         replaying = LlamacppReplay(starter, quant, "cpu", 256)
         try:
@@ -43,7 +45,7 @@ def test_the_starters_own_file_is_within_the_tolerance(verdict):
 
 def converted(starter, folder, quant: str):
     path = folder / f"{quant}.gguf"
-    gguf_conversion.convert(starter.folder, [starter.folder / "model.safetensors"], "starter", quant, path)
+    to_gguf.convert(starter.folder, [starter.folder / "model.safetensors"], "starter", quant, path)
     return path
 
 
@@ -57,7 +59,7 @@ def test_a_file_that_was_written_here_is_within_its_tolerance(quant, starter, ve
 @pytest.mark.slow
 def test_garbage_is_caught_even_in_4_bits(starter, verdict, tmp_path, monkeypatch):
     """The heads in the wrong order in every layer: text that still looks like one."""
-    monkeypatch.setattr(gguf_tensors, "permute", lambda values, heads: values)
+    monkeypatch.setattr(to_gguf, "permute", lambda values, heads: values)
     assert not verdict(converted(starter, tmp_path, "q4_0"), "q4_0").ok
 
 
@@ -95,7 +97,7 @@ def test_swapped_query_heads_are_caught(starter, verdict, tmp_path):
 
 def test_tokens_that_end_inside_a_character_are_read_too(starter, short):
     entry = next(entry for entry in short.entries if entry.name == "scripts")
-    replaying = LlamacppReplay(starter, quants.choose(starter, "auto"), "cpu", len(entry.ids))
+    replaying = LlamacppReplay(starter, gguf_files.choose(starter, "auto"), "cpu", len(entry.ids))
     try:
         found = list(replaying.positions(entry.ids, entry.first))
     finally:

@@ -7,9 +7,9 @@ import tomllib
 
 import pytest
 
-from kit import lock_files
+from kit.environment import resolve
 from kit.errors import KitError
-from kit.registry import ROOT
+from kit.paths import ROOT
 
 LOCK = ROOT / "env" / "lock"
 NAMES = ("linux.txt", "macos.txt", "dev.txt")
@@ -82,7 +82,7 @@ def test_hashes_are_merged_into_torchs_entry_alone():
     seen, other = "a" * 64, "b" * 64
     six = f"six==1.0 \\\n    --hash=sha256:{other}\n"
     lock = six + f"torch==2.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:{seen}\n"
-    merged = lock_files.merge_hashes(lock, "2.0+cpu", ["c" * 64, seen])
+    merged = resolve.merge_hashes(lock, "2.0+cpu", ["c" * 64, seen])
     assert merged == lock.replace(
         f"    --hash=sha256:{seen}", f"    --hash=sha256:{seen} \\\n    --hash=sha256:{'c' * 64}"
     )
@@ -91,9 +91,9 @@ def test_hashes_are_merged_into_torchs_entry_alone():
 def test_a_wheel_of_an_unknown_hash_stops_the_lock():
     lock = f"torch==2.0+cpu ; sys_platform == 'linux' \\\n    --hash=sha256:{'a' * 64}\n"
     with pytest.raises(KitError, match=r"torch-wheels\.toml does not list"):
-        lock_files.merge_hashes(lock, "2.0+cpu", ["b" * 64])
+        resolve.merge_hashes(lock, "2.0+cpu", ["b" * 64])
     with pytest.raises(KitError, match=r"no torch==2\.1"):
-        lock_files.merge_hashes(lock, "2.1+cpu", ["a" * 64])
+        resolve.merge_hashes(lock, "2.1+cpu", ["a" * 64])
 
 
 @pytest.mark.slow

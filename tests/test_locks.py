@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 
-from kit import locks
-from kit.registry import ROOT
+from kit.files import locked
+from kit.paths import ROOT
 
 HOLDER = """
 import sys, time
@@ -26,7 +26,7 @@ def test_the_second_waits_and_is_told_so_and_goes_on_when_the_first_is_killed(tm
     assert holder.stdout.readline() == b"held\n"
     waited = []
     # kill -9 as soon as the wait has begun.
-    with locks.hold(path, lambda: (waited.append(True), threading.Timer(0.1, holder.kill).start())):
+    with locked(path, lambda: (waited.append(True), threading.Timer(0.1, holder.kill).start())):
         assert waited == [True]
     holder.wait()
     holder.stdout.close()
@@ -34,5 +34,5 @@ def test_the_second_waits_and_is_told_so_and_goes_on_when_the_first_is_killed(tm
 
 def test_a_free_lock_does_not_wait(tmp_path):
     for _ in range(2):
-        with locks.hold(tmp_path / "lock", lambda: (_ for _ in ()).throw(AssertionError("waited"))):
+        with locked(tmp_path / "lock", lambda: (_ for _ in ()).throw(AssertionError("waited"))):
             pass

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from kit import machine
-from kit.machine import Machine
-from kit.registry import ROOT
+from kit.engines import memory
+from kit.environment import machine
+from kit.environment.machine import Machine
+from kit.paths import ROOT
 
 
 def test_this_machine():
@@ -34,9 +35,9 @@ def test_peak_memory_is_this_processes_own_and_not_its_parents():
     """A child of a large process starts small: Linux's ru_maxrss would carry the parent's peak over."""
     held = bytearray(300_000_000)
     held[::4096] = b"x" * len(held[::4096])
-    program = "from kit.machine import peak_rss_bytes as p; a = p(); b = bytearray(90_000_000); print(a, p())"
+    program = "from kit.engines.memory import peak_rss_bytes as p; a = p(); b = bytearray(90_000_000); print(a, p())"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert 1e6 < before < 150e6
     assert 80e6 < after - before < 120e6
-    assert machine.peak_rss_bytes() > 300e6
+    assert memory.peak_rss_bytes() > 300e6

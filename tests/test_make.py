@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import run_command
 
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import addresses
+from kit.offline.mirror import of_this_machine
 from scripts.mirror import another
 from tests.bundle_kit import LICENCES, MODEL_FILES, BundleKit, bundle_kit, sha256
 from tests.conftest import clean_environment, run_command
@@ -288,7 +288,7 @@ def test_it_ends_cleanly(room, how):
     assert "stopped: handed out 0 files" in said
 
 
-@pytest.mark.skipif(not addresses.of_this_machine(), reason="this machine is in no network: it has no address to print")
+@pytest.mark.skipif(not of_this_machine(), reason="this machine is in no network: it has no address to print")
 def test_it_is_for_this_machine_alone_unless_it_is_told(room):
     mine = start(room, LISTEN="0.0.0.0", ALLOW_GATED="1")
     assert mine.url.startswith("http://127.0.0.1:")

@@ -7,9 +7,11 @@ import os
 
 import pytest
 
-from kit import model_folder, registry
+from kit import files
 from kit.errors import KitError
-from kit.registry import Model, ModelFile
+from kit.models import folder as model_folder
+from kit.models import registry
+from kit.models.registry import Model, ModelFile
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000}
 
@@ -40,7 +42,7 @@ def test_whole(model):
 
 def test_a_second_check_reads_no_file(model, monkeypatch):
     model_folder.check(model)
-    monkeypatch.setattr(model_folder, "sha256", lambda *_: pytest.fail("a file was read"))
+    monkeypatch.setattr(files, "sha256", lambda *_: pytest.fail("a file was read"))
     model_folder.check(model)
 
 

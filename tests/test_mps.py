@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kit import devices, generation, methods
-from kit.generation import Request
+from kit.engines import devices, generate, methods
+from kit.engines.generate import Request
 
 pytestmark = pytest.mark.mps
 
@@ -17,7 +17,7 @@ def test_auto_is_mps():
 @pytest.mark.parametrize("method", methods.NAMES)
 def test_a_completion_on_mps_reads_as_the_one_on_the_cpu_begins(starter, method):
     def complete(device):
-        return generation.complete(Request(starter, "The capital of France is", method, device, max_new_tokens=8))
+        return generate.complete(Request(starter, "The capital of France is", method, device, max_new_tokens=8))
 
     on_gpu, on_cpu = complete("mps"), complete("cpu")
     assert on_gpu.device == "mps"
@@ -28,4 +28,4 @@ def test_a_completion_on_mps_reads_as_the_one_on_the_cpu_begins(starter, method)
 
 
 def test_float32_on_mps_loads(starter):
-    assert generation.complete(Request(starter, "One", "manual", "mps", "float32", max_new_tokens=2)).dtype == "float32"
+    assert generate.complete(Request(starter, "One", "manual", "mps", "float32", max_new_tokens=2)).dtype == "float32"

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from kit import bench as benches
-from kit import quality, quants
-from kit.bench_plan import Combination, Plan
-from kit.bench_run import Run
+from kit.bench import experiment, quality
+from kit.bench.experiment import Run
+from kit.bench.plan import Combination, Plan
+from kit.models import gguf_files
 
 RUN = Run(0.1, 0.1, 0.1, 0.1, 0.1, 0.5, 10.0, 1, None)
 
 
 @pytest.mark.slow
 def test_fewer_bits_cost_quality_and_bfloat16_hardly_any(starter):
-    quants.ensure(starter, quants.choose(starter, "q4_0"))  # as a bench's plan does
+    gguf_files.ensure(starter, gguf_files.choose(starter, "q4_0"))  # as a bench's plan does
     combinations = (
         Combination("manual", "cpu", "bfloat16", None, 1),
         Combination("llamacpp", "cpu", None, "q4_1", 1),
         Combination("llamacpp", "cpu", None, "q4_0", 1),
     )
-    bench = benches.Bench(
-        Plan(starter, combinations, 1, 4, ""), [benches.Row(combination, [RUN]) for combination in combinations], {}
+    bench = experiment.Bench(
+        Plan(starter, combinations, 1, 4, ""), [experiment.Row(combination, [RUN]) for combination in combinations], {}
     )
     exact, bfloat16, q4_1, q4_0 = quality.measure(bench)
     assert (exact["method"], exact["dtype"], exact["top1_agreement"]) == ("manual", "float32", 1.0)

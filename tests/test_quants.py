@@ -12,9 +12,12 @@ import time
 
 import pytest
 
-from kit import generation, model_folder, quants, registry
-from kit.completion import Request
+from kit import paths
+from kit.engines import generate
+from kit.engines.request import Request
 from kit.errors import KitError, WrongUsage
+from kit.files import sha256
+from kit.models import gguf_files, registry
 from tests import answers
 from tests.conftest import Done, run_command
 
@@ -22,7 +25,7 @@ from tests.conftest import Done, run_command
 @pytest.fixture
 def own(kit_copy, monkeypatch):
     """The starter in files of the test's own."""
-    monkeypatch.setattr(registry, "MODELS", kit_copy / "models")
+    monkeypatch.setattr(paths, "MODELS", kit_copy / "models")
     return registry.find("starter")
 
 
@@ -31,17 +34,17 @@ def leftovers(model) -> list[str]:
 
 
 def test_auto_is_the_file_as_shipped_and_else_bf16(starter):
-    assert quants.choose(starter, "auto").name == "q4_1"
-    other = quants.choose(registry.find("llama-3.2-1b"), "auto")
+    assert gguf_files.choose(starter, "auto").name == "q4_1"
+    other = gguf_files.choose(registry.find("llama-3.2-1b"), "auto")
     assert (other.name, other.path.name) == ("bf16", "llama-3.2-1b-bf16.gguf")
     assert "no GGUF is shipped" in other.reason
 
 
 def test_an_unknown_quant_is_refused_with_the_valid_ones(starter):
     with pytest.raises(WrongUsage, match="Valid: auto, bf16, q8_0, q4_0, q4_1"):
-        quants.choose(starter, "q5_k")
+        gguf_files.choose(starter, "q5_k")
     with pytest.raises(WrongUsage, match=r"Valid: auto, bf16, q8_0, q4_0\.$"):
-        quants.choose(registry.find("llama-3.2-1b"), "q4_1")
+        gguf_files.choose(registry.find("llama-3.2-1b"), "q4_1")
 
 
 def test_make_gguf_says_where_the_file_is_and_its_sha256_and_writes_it_once(own, kit_copy, script):
@@ -49,7 +52,7 @@ def test_make_gguf_says_where_the_file_is_and_its_sha256_and_writes_it_once(own,
     path = own.folder / "starter-q4_0.gguf"
     assert (done.status, done.out) == (0, "")
     assert "models/starter/starter-q4_0.gguf: q4_0, 0.08 GB, written in" in done.err
-    assert f"sha256 {model_folder.sha256(path)}" in done.err
+    assert f"sha256 {sha256(path)}" in done.err
     assert "make run METHOD=llamacpp MODEL=starter QUANT=q4_0" in done.err
     before = path.stat().st_mtime_ns
     assert "was here already" in script("gguf", "--quant", "q4_0", cwd=kit_copy).err
@@ -59,7 +62,7 @@ def test_make_gguf_says_where_the_file_is_and_its_sha256_and_writes_it_once(own,
 
 def test_a_run_writes_the_file_that_is_missing_and_its_time_is_not_the_runs(own):
     said = []
-    completion = generation.complete(
+    completion = generate.complete(
         Request(own, "One, two, three,", "llamacpp", quant="q8_0", max_new_tokens=4),
         on_progress=lambda what, share: said.append(what),
     )
@@ -72,7 +75,7 @@ def test_a_run_writes_the_file_that_is_missing_and_its_time_is_not_the_runs(own)
 @pytest.mark.parametrize("wrong", [{"prompt": ""}, {"max_new_tokens": 9000}], ids=["empty prompt", "too long"])
 def test_a_wrong_request_writes_nothing(wrong, own):
     with pytest.raises(WrongUsage):
-        generation.complete(Request(own, **{"prompt": "One", "method": "llamacpp", "quant": "q8_0", **wrong}))
+        generate.complete(Request(own, **{"prompt": "One", "method": "llamacpp", "quant": "q8_0", **wrong}))
     assert not (own.folder / "starter-q8_0.gguf").exists()
 
 
@@ -82,32 +85,32 @@ def test_the_bf16_file_answers_as_manual_does(own):
         Request(own, answers.PROMPT, "llamacpp", quant="bf16", max_new_tokens=answers.TOKENS),
         Request(own, answers.PROMPT, "manual", dtype="bfloat16", max_new_tokens=answers.TOKENS),
     ]
-    ids = [generation.complete(request).token_ids for request in requests]
+    ids = [generate.complete(request).token_ids for request in requests]
     assert ids[0] == ids[1]
 
 
 def test_an_altered_file_is_written_anew(own):
-    quant = quants.choose(own, "bf16")
-    quants.ensure(own, quant)
-    digest = model_folder.sha256(quant.path)
+    quant = gguf_files.choose(own, "bf16")
+    gguf_files.ensure(own, quant)
+    digest = sha256(quant.path)
     with quant.path.open("r+b") as file:
         file.seek(100_000_000)
         file.write(b"x" * 100)
-    assert quants.ensure(own, quant) is True
-    assert model_folder.sha256(quant.path) == digest == quants.sha256(quant, own)
+    assert gguf_files.ensure(own, quant) is True
+    assert sha256(quant.path) == digest == gguf_files.digest(quant, own)
     # Copied, with another time: the same bytes are not written again.
     os.utime(quant.path, (1, 1))
-    assert quants.ensure(own, quant) is False
+    assert gguf_files.ensure(own, quant) is False
 
 
 def test_a_file_of_other_weights_or_of_an_older_converter_is_written_anew(own):
-    quant = quants.choose(own, "q8_0")
-    quants.ensure(own, quant)
+    quant = gguf_files.choose(own, "q8_0")
+    gguf_files.ensure(own, quant)
     said = json.loads(quant.stamp.read_text())
     for change in ({"converter": 0}, {"files": {"model.safetensors": "00"}}):
         quant.stamp.write_text(json.dumps({**said, "source": {**said["source"], **change}}))
-        assert quants.ensure(own, quant) is True
-        assert quants.ensure(own, quant) is False
+        assert gguf_files.ensure(own, quant) is True
+        assert gguf_files.ensure(own, quant) is False
 
 
 def test_an_altered_model_is_named_before_anything_is_written(own):
@@ -115,7 +118,7 @@ def test_an_altered_model_is_named_before_anything_is_written(own):
         file.seek(1000)
         file.write(b"x")
     with pytest.raises(KitError, match=r"models/starter/model\.safetensors is altered"):
-        quants.ensure(own, quants.choose(own, "bf16"))
+        gguf_files.ensure(own, gguf_files.choose(own, "bf16"))
     assert not (own.folder / "starter-bf16.gguf").exists()
 
 
@@ -176,7 +179,7 @@ def test_killed_in_the_middle_leaves_no_file_and_the_same_command_completes(own,
     process.communicate()
     assert not (own.folder / "starter-q4_0.gguf").exists()
     assert script("gguf", "--quant", "q4_0", cwd=kit_copy).status == 0
-    assert quants.ensure(own, quants.choose(own, "q4_0")) is False
+    assert gguf_files.ensure(own, gguf_files.choose(own, "q4_0")) is False
     assert leftovers(own) == []
 
 

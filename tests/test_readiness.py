@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from kit import facts, readiness, registry
+from kit.environment import facts
 from kit.errors import KitError
-from kit.readiness import Code
+from kit.models import registry
+from kit.verify import readiness
+from kit.verify.readiness import Code
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from kit import tolerances
-from kit.registry import ROOT
+from kit.paths import ROOT
+from kit.verify import tolerances
 from tests.conftest import run_command
 
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```sh\n(?P<commands>.+?)```", re.DOTALL)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from kit import registry
 from kit.errors import KitError, WrongUsage
+from kit.models import registry
 
 SECTION = """
 ["a-1.5"]

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from kit import golden, libraries, registry, replay, tolerances
-from kit.golden import Golden
+from kit.engines import imports
+from kit.models import registry
+from kit.verify import golden, replay, tolerances
+from kit.verify.golden import Golden
 
 LAYER = 15
 
@@ -26,7 +28,7 @@ def short(reference) -> Golden:
 
 @pytest.fixture(scope="module")
 def load(starter):
-    libraries.import_all()
+    imports.import_all()
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -135,8 +137,8 @@ def test_a_smaller_number_format_passes_within_its_own_tolerance_and_not_within_
 
 @pytest.mark.parametrize("method", ["pipeline", "manual"])
 def test_either_method_passes(starter, short, method):
-    from kit import methods
-    from kit.verification import REFERENCE
+    from kit.engines import methods
+    from kit.verify.stages import REFERENCE
 
     assert judged(methods.LOADERS[method](starter.folder, REFERENCE).model, short).ok
 

@@ -10,11 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 
 HEAVY = {"torch", "transformers", "numpy", "huggingface_hub", "safetensors", "tokenizers", "gguf", "accelerate"}
 HEAVY |= {"xllamacpp", "matplotlib", "psutil"}
 MODULES = sorted([*ROOT.glob("kit/**/*.py"), *ROOT.glob("scripts/**/*.py")])
+# From the ground up: a module imports those of its own wing, and of what stands before it.
+GROUND = ["errors", "paths", "files", "settings", "reports"]
+WINGS = ["environment", "net", "formats", "models", "hub", "engines", "offline", "verify", "doctor", "bench"]
+# What a room below may look at and no more: `offline` needs the network, not the Hub.
+STRANGERS = {("offline", "hub")}
 
 
 def names_of(path: Path, level: str = "all") -> set[str]:
@@ -30,6 +35,25 @@ def names_of(path: Path, level: str = "all") -> set[str]:
     return found
 
 
+def dotted(path: Path) -> str:
+    """`kit/net/get.py` -> `kit.net.get`, `kit/net/__init__.py` -> `kit.net`"""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def graph(root: str) -> dict[str, set[str]]:
+    """Every module below `root`, with those that it imports, wherever in the file."""
+    paths = {dotted(path): path for path in MODULES if path.is_relative_to(ROOT / root)}
+    # `from kit.net import get` names the package too, which is no more than a docstring.
+    return {
+        name: {other for other in names_of(path) if other in paths and other != name} for name, path in paths.items()
+    }
+
+
+def room(name: str) -> str:
+    """`kit.net.get` -> `net`, `kit.files` -> `files`"""
+    return name.split(".")[1]
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_direction_and_weight_of_imports(path):
     everywhere, top = names_of(path), names_of(path, "top")
@@ -38,22 +62,43 @@ def test_direction_and_weight_of_imports(path):
         calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
         assert not calls & {"print", "sys.exit", "exit"}
     assert not {name.split(".")[0] for name in top} & HEAVY
-    assert len(path.read_text().splitlines()) <= 250, "two nouns: split it"
+
+
+def test_every_module_stands_in_a_wing_or_on_the_ground_floor():
+    assert len(MODULES) > 60
+    assert {room(name) for name in graph("kit") if name != "kit"} == {*GROUND, *WINGS}
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_each_wing_says_its_purpose_in_one_line(wing):
+    source = (ROOT / "kit" / wing / "__init__.py").read_text()
+    assert source.strip() == f'"""{ast.get_docstring(ast.parse(source))}"""'
+    assert source.count("\n") == 1
+    assert source.strip().endswith('."""')
+
+
+def test_imports_run_down_the_list_of_wings():
+    order = {name: place for place, name in enumerate([*GROUND, *WINGS])}
+    upwards = [
+        f"{name} imports {other}"
+        for name, others in graph("kit").items()
+        for other in others
+        if "." in name and other != "kit"
+        if order[room(other)] > order[room(name)] or (room(name), room(other)) in STRANGERS
+    ]
+    assert upwards == []
 
 
 def test_inside_kit_imports_run_without_a_circle():
-    graph = {
-        path.stem: {name.split(".")[1] for name in names_of(path) if name.startswith("kit.")} - {path.stem}
-        for path in ROOT.glob("kit/*.py")
-    }
-    while graph:
-        free = {name for name, needs in graph.items() if not needs & set(graph)}
-        assert free, f"a circle among {sorted(graph)}"
-        graph = {name: needs for name, needs in graph.items() if name not in free}
+    left = graph("kit")
+    while left:
+        free = {name for name, needs in left.items() if not needs & set(left)}
+        assert free, f"a circle among {sorted(left)}"
+        left = {name: needs for name, needs in left.items() if name not in free}
 
 
 def test_importing_every_module_imports_nothing_heavy():
-    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.stem != "__init__"]
+    names = [dotted(path) for path in MODULES]
     program = f"import sys\nfor name in {names}: __import__(name)\nprint(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
@@ -62,10 +107,10 @@ def test_importing_every_module_imports_nothing_heavy():
 
 
 def test_one_source_of_truth_for_the_room_that_an_environment_needs():
-    from kit import machine_checks
+    from kit.doctor import before_venv
 
     (shell,) = re.findall(r"^NEEDED_MB=(\d+)", (ROOT / "env" / "bootstrap.sh").read_text(), re.MULTILINE)
-    assert int(shell) * 1_000_000 == machine_checks.NEEDED_FOR_VENV
+    assert int(shell) * 1_000_000 == before_venv.NEEDED_FOR_VENV
 
 
 def test_ci_runs_what_the_readme_tells_a_person_to_run():

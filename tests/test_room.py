@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from kit import bundle, model_folder, wheels
+from kit import files
+from kit.environment import lock as locks
+from kit.offline import bundle
 from tests import answers
 from tests.bundle_kit import sha256
 from tests.conftest import copy_kit, run_command
@@ -20,7 +22,7 @@ from tests.real_room import ISOLATED, RealBundle, isolated, make_bundle, require
 pytestmark = pytest.mark.slow
 
 BIN = Path(sys.executable).parent
-WHEELS = len(wheels.pins(wheels.this()))
+WHEELS = len(locks.pins(locks.this()))
 
 
 @pytest.fixture(scope="session")
@@ -137,7 +139,7 @@ def test_the_same_bytes_again(real, tmp_path):
     """Another clone of the commit, with nothing that is there already."""
     again = make_bundle_of(real, tmp_path / "again")
     assert sha256((again / "SHA256SUMS").read_bytes()) == real.digest
-    assert model_folder.sha256(again.with_name(f"{again.name}.tar")) == model_folder.sha256(real.tar)
+    assert files.sha256(again.with_name(f"{again.name}.tar")) == files.sha256(real.tar)
 
 
 def make_bundle_of(real: RealBundle, place: Path, *words: str) -> Path:
@@ -169,7 +171,7 @@ def test_thirty_clients_at_once_all_end_with_verified_files(real, tmp_path):
         env = {"HF_ENDPOINT": url, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "HOME": str(home), "NO_PROXY": "*"}
         done = run_command(command, cwd=home, env=env)
         assert done.status == 0, done.err
-        found = {path: model_folder.sha256(home / "starter" / path) for path in pinned}
+        found = {path: files.sha256(home / "starter" / path) for path in pinned}
         assert found == pinned
         shutil.rmtree(home)
 
@@ -179,7 +181,7 @@ def test_thirty_clients_at_once_all_end_with_verified_files(real, tmp_path):
         done = run_command([sys.executable, "-m", "scripts.unbundle"], cwd=clone, env=env)
         assert done.status == 0, done.err
         for path in pinned:
-            assert model_folder.sha256(clone / "models" / "starter" / path) == pinned[path]
+            assert files.sha256(clone / "models" / "starter" / path) == pinned[path]
         assert len(list((clone / "env" / "wheels").glob("*.whl"))) == WHEELS
         shutil.rmtree(clone)
 

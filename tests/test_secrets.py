@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import clean_environment, copy_kit, run_command
 from tests.hub import Account, MisbehavingHub, Status, serve_folder, tiny_model
 from tests.hub_kit import TOKEN, HubKit, hub_kit, section
@@ -178,8 +178,8 @@ def test_lint_does_not_pass_what_it_could_not_search(clone):
 
 
 def test_a_token_has_no_readable_repr():
-    from kit.file_request import Remote
-    from kit.hub import Token
+    from kit.hub.client import Token
+    from kit.net.get import Remote
 
     assert TOKEN not in repr(Token(TOKEN, "HF_TOKEN"))
     assert TOKEN not in repr(Remote("http://127.0.0.1", "x", 1, "00", TOKEN))

@@ -14,8 +14,8 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 
-from kit import model_folder
-from kit.serve import HubServer
+from kit.files import sha256
+from kit.offline.hub_endpoints import HubServer
 from tests.conftest import run_command
 from tests.hub import big_file, serve_folder, tiny_model
 from tests.hub.raw import past_proxies
@@ -149,7 +149,7 @@ def test_a_room_of_thirty_downloads_at_once(tmp_path):
     def download(seat: int) -> str:
         cache = tmp_path / f"seat-{seat}"
         path = hf_hub_download(REPO, "model.safetensors", endpoint=hub.url, token=False, cache_dir=cache)
-        digest = model_folder.sha256(Path(path))
+        digest = sha256(Path(path))
         shutil.rmtree(cache)
         return digest
 

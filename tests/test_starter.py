@@ -8,8 +8,10 @@ import zipfile
 
 import pytest
 
-from kit import model_folder, registry, starter
+from kit import paths
 from kit.errors import KitError
+from kit.models import folder as model_folder
+from kit.models import registry, starter
 
 REFUSED = "http://127.0.0.1:9/simple"  # the discard port: nobody listens
 
@@ -17,7 +19,7 @@ REFUSED = "http://127.0.0.1:9/simple"  # the discard port: nobody listens
 @pytest.fixture
 def copied(models):
     """The real starter's files, in a models/ of the test's own."""
-    shutil.copytree(registry.ROOT / "models" / "starter", models / "starter")
+    shutil.copytree(paths.ROOT / "models" / "starter", models / "starter")
     return models / "starter"
 
 

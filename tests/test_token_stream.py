@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kit.token_stream import TokenStream
+from kit.engines.torch_engine import TokenStream
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,12 @@ from email.utils import format_datetime
 
 import pytest
 
-from kit import file_request, hub, hub_errors, network_errors, transfer
 from kit.errors import KitError
-from kit.file_request import Remote
+from kit.hub import client as hub
+from kit.hub import errors as hub_errors
+from kit.net import errors as network_errors
+from kit.net import get, transfer
+from kit.net.get import Remote
 from tests.hub import Account, Cut, MisbehavingHub, Redirect, Status, serve_folder, tiny_model
 from tests.hub.relay import ConnectProxy, TlsFront, certificate
 from tests.hub_kit import TOKEN, hub_kit, section
@@ -174,7 +177,7 @@ def test_a_refused_certificate_is_not_asked_again(company, tmp_path):
 @pytest.mark.parametrize("location", ["http://localhost:1/x", "file:///etc/passwd", "ftp://localhost/x"])
 def test_a_redirect_that_leaves_https_is_refused(location):
     with pytest.raises(KitError, match="which is not safe"):
-        file_request.redirected("https://huggingface.co/x", location)
+        get.redirected("https://huggingface.co/x", location)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_a_redirect_that_leaves_https_is_refused(location):
 )
 def test_the_token_stays_with_its_origin(address, takes):
     remote = Remote("https://huggingface.co/x", "x", 1, "00", TOKEN)
-    assert file_request.takes_token(remote, address) == takes
+    assert get.takes_token(remote, address) == takes
 
 
 def test_a_token_in_the_clear_passes_no_proxy(monkeypatch):
@@ -237,18 +240,20 @@ def test_no_form_of_a_proxy_shows_its_password(proxy):
 
 def test_a_bare_401_or_403_without_a_token_does_not_blame_one():
     for status in (401, 403):
-        refusal = hub_errors.Refusal(status, {}, "https://huggingface.co/x", "https://huggingface.co", token_sent=False)
+        refusal = network_errors.Refusal(
+            status, {}, "https://huggingface.co/x", "https://huggingface.co", token_sent=False
+        )
         assert "the token" not in hub_errors.explain_refusal(refusal).message
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7), ("", None), ("soon", None), ("-1", None)])
 def test_retry_after_in_seconds(value, seconds):
-    assert hub_errors.retry_after({"retry-after": value}) == seconds
+    assert network_errors.retry_after({"retry-after": value}) == seconds
 
 
 def test_retry_after_as_a_date():
     moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90)
-    assert hub_errors.retry_after({"retry-after": format_datetime(moment, usegmt=True)}) == pytest.approx(90, abs=5)
+    assert network_errors.retry_after({"retry-after": format_datetime(moment, usegmt=True)}) == pytest.approx(90, abs=5)
 
 
 @pytest.mark.parametrize("reason", ["certificate has expired", "certificate is not yet valid"])

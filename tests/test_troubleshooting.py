@@ -9,8 +9,11 @@ import ssl
 
 import pytest
 
-from kit import hub_errors, network_errors, registry
-from kit.registry import ROOT
+from kit.hub import errors as hub_errors
+from kit.models import registry
+from kit.net import errors as network_errors
+from kit.net.errors import Refusal
+from kit.paths import ROOT
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 # *a message*, with … for what differs from case to case.
@@ -43,8 +46,8 @@ def quoted(message: str) -> bool:
 
 # The verbs of the Hub, and what they are made of.
 OF_THE_HUB = [
-    *("kit/hub", "kit/hub_errors", "kit/hub_checks", "kit/network_errors", "kit/download", "kit/transfer"),
-    *("kit/file_request", "kit/new_model", "kit/model_folder", "kit/registry", "kit/settings"),
+    *("kit/hub/client", "kit/hub/errors", "kit/hub/download", "kit/hub/add_model", "kit/doctor/hub"),
+    *("kit/net/errors", "kit/net/get", "kit/net/transfer", "kit/models/folder", "kit/models/registry", "kit/settings"),
     *("scripts/login", "scripts/logout", "scripts/download", "scripts/add_model"),
 ]
 
@@ -87,15 +90,15 @@ def test_each_answer_of_the_hub_is_on_the_page(status, code, said):
     model = registry.find("llama-3.2-1b")
     headers = {"X-Error-Code": code, "X-Error-Message": said}
     hub = "https://huggingface.co"
-    refusal = hub_errors.Refusal(status, headers, f"{hub}/x", hub, token_sent=True, model=model)
-    error = hub_errors.explain_refusal(refusal)
+    refusal = Refusal(status, headers, f"{hub}/x", hub, token_sent=True)
+    error = hub_errors.explain_refusal(refusal, model)
     assert quoted(error.message), error.message
     assert error.hint
 
 
 def test_a_host_of_files_that_refuses_the_link_is_on_the_page():
     address = "https://cas-bridge.xethub.hf.co/x"
-    refusal = hub_errors.Refusal(403, {}, address, "https://huggingface.co", token_sent=False)
+    refusal = Refusal(403, {}, address, "https://huggingface.co", token_sent=False)
     assert quoted(hub_errors.explain_refusal(refusal).message)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kit import bundle
+from kit.offline import bundle
 from tests.bundle_kit import MODEL_FILES, NAME, TAG, BundleKit, bundle_kit, tiny_wheel
 
 MODEL = ["models/tiny/.verified.json", "models/tiny/config.json", "models/tiny/model.safetensors"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests.conftest import clean_environment
 
 PRINT = f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from kit import golden, readiness, registry, verification
-from kit.registry import ROOT
+from kit.models import registry
+from kit.paths import ROOT
+from kit.verify import golden, readiness, stages
 from tests.conftest import Done, run_command
 
 
@@ -102,13 +103,13 @@ def test_a_swapped_tokenizer_is_seen(starter, tmp_path):
     folder = tmp_path / "tokenizer"
     shutil.copytree(starter.folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"))
     reference = golden.read(starter)
-    assert verification.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference).ok
+    assert stages.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference).ok
     path = folder / "tokenizer.json"
     said = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = said["model"]["vocab"]
     vocabulary["ĠFrance"], vocabulary["ĠParis"] = vocabulary["ĠParis"], vocabulary["ĠFrance"]
     path.write_text(json.dumps(said), encoding="utf-8")
-    stage = verification.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference)
+    stage = stages.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference)
     assert not stage.ok
     assert "the prompt 'english' gives other tokens" in stage.faults
 
@@ -133,7 +134,7 @@ def test_the_output_on_apples_gpu_says_that_its_tolerance_is_provisional(starter
     reference = golden.read(starter)
     by_ids = {entry.ids: (list(entry.logprobs), list(entry.margins)) for entry in reference.entries}
     for device, provisional in {"mps": True, "cpu": False}.items():
-        stage = verification.judge_replay(
+        stage = stages.judge_replay(
             lambda ids, first: by_ids[ids], reference, device, "bfloat16", lambda what, share: None
         )
         assert stage.ok

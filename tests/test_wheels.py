@@ -9,24 +9,25 @@ import zipfile
 import pytest
 from packaging import markers, tags, utils
 
-from kit import wheels
+from kit.environment import lock as locks
+from kit.environment import wheels
+from kit.environment.lock import Target
 from kit.errors import KitError, WrongUsage
-from kit.registry import ROOT
-from kit.wheels import Target
+from kit.paths import ROOT
 
-TARGETS = [Target(platform, python) for platform in wheels.PLATFORMS for python in wheels.PYTHONS]
+TARGETS = [Target(platform, python) for platform in locks.PLATFORMS for python in locks.PYTHONS]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_the_locks_markers_mean_what_packaging_says(target):
-    _, system, machine = wheels.PLATFORMS[target.platform]
+    _, system, machine = locks.PLATFORMS[target.platform]
     here = {"sys_platform": system, "platform_machine": machine, "platform_python_implementation": "CPython"}
     here |= {"python_full_version": f"{target.python}.4", "python_version": target.python}
     entries = re.findall(r"^(\S+)==(\S+)(?: ; ([^\\\n]+))?", (ROOT / target.lock).read_text(), re.MULTILINE)
     wanted = [
         (name, version) for name, version, marker in entries if not marker or markers.Marker(marker).evaluate(here)
     ]
-    assert [(pin.name, pin.version) for pin in wheels.pins(target)] == wanted
+    assert [(pin.name, pin.version) for pin in locks.pins(target)] == wanted
     assert {"torch", "uv", "pip", "click"} <= {name for name, _ in wanted}
 
 
@@ -54,7 +55,7 @@ NAMES = [
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_which_wheels_fit_is_what_packaging_says(target):
-    _, system, machine = wheels.PLATFORMS[target.platform]
+    _, system, machine = locks.PLATFORMS[target.platform]
     platforms = list(tags.mac_platforms((14, 0), "arm64")) if system == "darwin" else wheels.linux_tags(machine)
     version = (3, target.minor)
     taken = {*tags.cpython_tags(version, platforms=platforms, abis=[f"cp3{target.minor}"])}
@@ -71,18 +72,18 @@ def test_a_name_that_is_no_wheels_fits_nowhere():
 
 
 def test_this_machine_is_a_target():
-    assert wheels.this().python == ".".join(map(str, sys.version_info[:2]))
+    assert locks.this().python == ".".join(map(str, sys.version_info[:2]))
 
 
 def test_platforms_are_a_list_with_commas_and_each_may_name_a_python():
-    found = wheels.targets("macos-arm64, linux-x86_64:3.12,linux-x86_64:3.12", "3.11")
+    found = locks.targets("macos-arm64, linux-x86_64:3.12,linux-x86_64:3.12", "3.11")
     assert found == [Target("linux-x86_64", "3.12"), Target("macos-arm64", "3.11")]
     for wrong in ("linux", "linux-x86_64:3.9", "macos-x86_64", ",", "linux-x86_64:"):
         if wrong == "linux-x86_64:":
-            assert wheels.targets(wrong, "3.11") == [Target("linux-x86_64", "3.11")]
+            assert locks.targets(wrong, "3.11") == [Target("linux-x86_64", "3.11")]
             continue
         with pytest.raises(WrongUsage, match="PLATFORM"):
-            wheels.targets(wrong, "3.11")
+            locks.targets(wrong, "3.11")
 
 
 def test_a_lock_of_another_form_is_refused(tmp_path, monkeypatch):
@@ -95,10 +96,10 @@ def test_a_lock_of_another_form_is_refused(tmp_path, monkeypatch):
         *(f"a==1.0 ; {marker} \\\n    --hash=sha256:{'0' * 64}\n" for marker in ("extra == 'x'", "f()", "and")),
     ):
         (tmp_path / target.lock).write_text(text)
-        wheels.pins.cache_clear()
+        locks.pins.cache_clear()
         with pytest.raises(KitError):
-            wheels.pins(target)
-    wheels.pins.cache_clear()
+            locks.pins(target)
+    locks.pins.cache_clear()
 
 
 @pytest.fixture
@@ -116,41 +117,41 @@ def index(tmp_path, monkeypatch):
     ]
     (root / "env" / "lock" / "macos.txt").write_text("".join(lines))
     monkeypatch.setattr(wheels, "ROOT", root)
-    wheels.pins.cache_clear()
+    locks.pins.cache_clear()
     for name, value in {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links)}.items():
         monkeypatch.setenv(name, value)
     yield links
-    wheels.pins.cache_clear()
+    locks.pins.cache_clear()
 
 
 def test_another_platforms_wheels_are_fetched_and_those_that_are_there_are_not(index, tmp_path):
     """Markers and tags are the target's, not those of the machine that fetches."""
-    from kit import wheel_fetch
+    from kit.environment import wheels
 
     target, folder = Target("macos-arm64", "3.12"), tmp_path / "wheels"
     folder.mkdir()
-    missing = wheel_fetch.missing(target, folder)
+    missing = wheels.missing(target, folder)
     assert [pin.name for pin in missing] == ["alpha", "beta"]
-    wheel_fetch.fetch(target, missing, folder)
+    wheels.fetch(target, missing, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in index.iterdir())
-    assert wheel_fetch.missing(target, folder) == []
+    assert wheels.missing(target, folder) == []
     (folder / "alpha-1.0-py3-none-any.whl").write_bytes(b"cut short")
-    assert [pin.name for pin in wheel_fetch.missing(target, folder)] == ["alpha"]
+    assert [pin.name for pin in wheels.missing(target, folder)] == ["alpha"]
 
 
 def test_a_wheel_that_is_nowhere_or_not_the_pinned_one_says_which(index, tmp_path):
-    from kit import wheel_fetch
+    from kit.environment import wheels
 
     target, folder = Target("macos-arm64", "3.12"), tmp_path / "wheels"
     other = Target("macos-arm64", "3.11")
     folder.mkdir()
     with pytest.raises(KitError, match=r"wheels for macos-arm64:3.11 were not fetched: no index .* has beta==1.0"):
-        wheel_fetch.fetch(other, wheel_fetch.missing(other, folder), folder)
+        wheels.fetch(other, wheels.missing(other, folder), folder)
     # What came before that stays.
     assert [path.name for path in folder.glob("*.whl")] == ["alpha-1.0-py3-none-any.whl"]
     (folder / "alpha-1.0-py3-none-any.whl").unlink()
     with zipfile.ZipFile(index / "alpha-1.0-py3-none-any.whl", "a") as wheel:
         wheel.writestr("more", "")
     with pytest.raises(KitError, match="not the pinned one"):
-        wheel_fetch.fetch(target, wheel_fetch.missing(target, folder), folder)
+        wheels.fetch(target, wheels.missing(target, folder), folder)
     assert not list(folder.glob("*.whl"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.registry import ROOT
+from kit.paths import ROOT
 from tests import answers
 from tests.conftest import run_command
 from tests.real_room import RealBundle, alone, make_bundle, require_isolation

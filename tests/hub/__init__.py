@@ -1,4 +1,4 @@
-"""kit/serve.py made to misbehave for the real client: accounts and gated models, faults on command, a record of it all.
+"""The mirror's Hub made to misbehave for the real client: accounts and gated models, faults on command, a record.
 
 `with MisbehavingHub([model], gated={model.repo_id}, accounts={"hf_ada": Account("ada")}) as hub:` and then
 `hub.misbehave("model.safetensors", Cut(after=1000), times=1)`.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from kit.http_messages import Body, FilePart, Text
+from kit.offline.http_server import Body, FilePart, Text
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from kit.http_messages import Answer, Request, Text
-from kit.hub_api import error
+from kit.offline.http_server import Answer, Request, Text
+from kit.offline.hub_endpoints import error
 
 
 @dataclass(frozen=True)

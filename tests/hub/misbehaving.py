@@ -10,9 +10,8 @@ from email.utils import formatdate
 from fnmatch import fnmatch
 from urllib.parse import unquote
 
-from kit.http_messages import Answer, Request, Text
-from kit.hub_api import error
-from kit.serve import HubServer, ServedModel
+from kit.offline.http_server import Answer, Request, Text
+from kit.offline.hub_endpoints import HubServer, ServedModel, error
 from tests.hub import gate
 from tests.hub.faults import (
     OF_THE_BODY,

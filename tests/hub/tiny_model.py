@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy
 
-from kit import model_folder
-from kit.plain_folder import bfloat16
-from kit.registry import ModelFile
-from kit.served_models import ServedModel, served_folder
+from kit.files import sha256
+from kit.formats.from_gguf import bfloat16
+from kit.models.registry import ModelFile
+from kit.offline.hub_endpoints import ServedModel, served_folder
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 CONTEXT, HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE = 256, 64, 2, 4, 2, 16, 128
@@ -23,9 +23,7 @@ WORDS = "the of and to in is that it was for on are as with his they at be this 
 def serve_folder(folder: Path, repo_id: str = "tiny/llama", revision: str = REVISION) -> ServedModel:
     """Every file of a folder, hashed as it is."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = [
-        ModelFile(path.relative_to(folder).as_posix(), path.stat().st_size, model_folder.sha256(path)) for path in paths
-    ]
+    files = [ModelFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path)) for path in paths]
     return served_folder(repo_id, revision, folder, files)
 
 

@@ -1,0 +1,178 @@
+"""What a bench's numbers say, in sentences: computed, so that they can disagree with what anybody expected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from kit.bench import published, stats
+from kit.bench.experiment import Bench, Row
+from kit.bench.stats import Spread
+from kit.engines import methods
+
+SPEED, WHOLE = "decode_tokens_per_s", "process_s"
+SIXTEEN_BITS = ("bfloat16", "float16", "bf16")
+
+
+def of(bench: Bench) -> list[str]:
+    """A sentence each. Ratios are medians over the turns; one that cannot be told from 1 is called no difference."""
+    rows = bench.measured()
+    found = [*_pipeline_and_manual(rows), *_devices(bench, rows), *_frameworks(rows), *_fastest(rows)]
+    found += [*_ceiling(bench, rows), *_memory(rows)]
+    if bench.runs_done < stats.ENOUGH:
+        runs = "1 run is" if bench.runs_done == 1 else f"{bench.runs_done} runs are"
+        found.append(f"{runs} too few to tell a difference from noise: RUNS=5 does.")
+    return found
+
+
+def _pipeline_and_manual(rows: list[Row]) -> Iterator[str]:
+    for one, other in _pairs(rows, lambda row: (row.combination.device, row.combination.dtype), "pipeline", "manual"):
+        where = f"on {one.combination.device} in {one.combination.dtype}"
+        ratio = stats.ratio(other.values(WHOLE), one.values(WHOLE))
+        if stats.is_noise(ratio):
+            times = f"{_median(one, WHOLE):.1f} s and {_median(other, WHOLE):.1f} s in all"
+            yield f"pipeline and manual take the same time {where}: {times}."
+        else:
+            faster, slower = (one, other) if ratio.median > 1 else (other, one)
+            yield (
+                f"{faster.combination.method} is {_times(ratio)} as fast as {slower.combination.method} {where}: "
+                f"{_median(faster, WHOLE):.1f} s against {_median(slower, WHOLE):.1f} s in all."
+            )
+
+
+def _devices(bench: Bench, rows: list[Row]) -> Iterator[str]:
+    """MPS against the CPU, through PyTorch and through llama.cpp; and what follows when both are known."""
+    if bench.plan.without_mps:
+        yield (
+            f"MPS against CPU stays open here ({bench.plan.without_mps}). The origin found MPS slower: "
+            f"{_quoted('manual', 'mps')} s against {_quoted('manual', 'cpu')} s, manual, on an {published.WHERE}."
+        )
+        return
+    ratios = {}
+    for framework, through_torch in (("PyTorch", True), ("llama.cpp", False)):
+        chosen = [row for row in rows if (row.combination.method != methods.LLAMACPP) is through_torch]
+        pairs = list(_pairs_by_device(chosen))
+        if not pairs:
+            continue
+        on_mps, on_cpu = next((pair for pair in pairs if pair[0].combination.method == "manual"), pairs[0])
+        ratios[framework] = ratio = stats.ratio(on_mps.values(SPEED), on_cpu.values(SPEED))
+        compared = f"{on_mps.combination.method}, {on_mps.combination.number_format}"
+        if stats.is_noise(ratio):
+            yield f"Through {framework} MPS decodes as fast as the CPU ({compared})."
+        else:
+            faster, slower = ("MPS", "the CPU") if ratio.median > 1 else ("the CPU", "MPS")
+            yield f"Through {framework} {faster} decodes {_times(ratio)} as fast as {slower} ({compared})."
+    # Nothing follows from a ratio that cannot be told from 1.
+    if len(ratios) == 2 and not any(map(stats.is_noise, ratios.values())):
+        torch_gains, llamacpp_gains = (ratios[name].median > 1 for name in ("PyTorch", "llama.cpp"))
+        yield {
+            (False, True): "So where MPS is slow here, it is the framework, not the chip.",
+            (False, False): "MPS is slower through both: here it is the chip, for one text at a time.",
+            (True, True): "MPS is faster through both: on this machine the origin's conclusion does not hold.",
+            (True, False): "PyTorch gains from MPS here, and llama.cpp does not.",
+        }[torch_gains, llamacpp_gains]
+
+
+def _frameworks(rows: list[Row]) -> Iterator[str]:
+    """The same chip and the same number of bits, through both; and what fewer bits add."""
+    for device in dict.fromkeys(row.combination.device for row in rows):
+        here = [row for row in rows if row.combination.device == device]
+        manual = [row for row in here if row.combination.method == "manual" and row.combination.dtype in SIXTEEN_BITS]
+        through_llamacpp = [row for row in here if row.combination.method == methods.LLAMACPP]
+        if not manual or not through_llamacpp:
+            continue
+        for row in through_llamacpp:
+            ratio = stats.ratio(row.values(SPEED), manual[0].values(SPEED))
+            alike = row.combination.quant in SIXTEEN_BITS
+            said = "the same chip and 16 bits in both: the framework" if alike else "the framework, and fewer bits"
+            if stats.is_noise(ratio):
+                yield f"On {device} {_name(row)} decodes as fast as {_name(manual[0])}."
+            elif ratio.median > 1:
+                yield f"On {device} {_name(row)} decodes {_times(ratio)} as fast as {_name(manual[0])}: {said}."
+            else:
+                yield f"On {device} {_name(manual[0])} decodes {_times(ratio)} as fast as {_name(row)}."
+
+
+def _fastest(rows: list[Row]) -> Iterator[str]:
+    spreads = {id(row): stats.of(row.values(WHOLE)) for row in rows}
+    for first, last in _ends(rows, spreads):
+        yield (
+            f"From the command to its end {_all(first, 'is', 'are')} the fastest ({_median(first[0], WHOLE):.1f} s), "
+            f"and {_all(last)} the slowest ({_median(last[0], WHOLE):.1f} s)."
+        )
+
+
+def _ceiling(bench: Bench, rows: list[Row]) -> Iterator[str]:
+    shares = {id(row): share for row in rows if (share := bench.share(row)) is not None}
+    known = sorted((row for row in rows if id(row) in shares), key=lambda row: shares[id(row)])
+    if known:
+        best, worst = known[-1], known[0]
+        text = f"{best.combination} comes nearest to what this machine's memory allows ({shares[id(best)]:.0%} of it)"
+        yield text + (f"; {worst.combination} stays at {shares[id(worst)]:.0%}." if worst is not best else ".")
+
+
+def _memory(rows: list[Row]) -> Iterator[str]:
+    # On the GPU its memory comes on top.
+    spreads = {
+        id(row): stats.of([run.peak_rss_bytes + (run.device_memory_bytes or 0) for run in row.runs]) for row in rows
+    }
+    for least, most in _ends(rows, spreads):
+        yield (
+            f"{_all(least, 'holds', 'hold')} the least memory ({_size(spreads[id(least[0])].median)}), "
+            f"and {_all(most)} the most ({_size(spreads[id(most[0])].median)})."
+        )
+
+
+def _ends(rows: list[Row], spreads: dict[int, Spread]) -> Iterator[tuple[list[Row], list[Row]]]:
+    """The rows with the least and with the most, each with those whose ranges overlap; none where these ones meet."""
+    if len(rows) < 2:
+        return
+    first, *_, last = sorted(rows, key=lambda row: spreads[id(row)].median)
+    if not spreads[id(first)].overlaps(spreads[id(last)]):
+        low, high = (
+            [end, *(row for row in rows if row is not end and spreads[id(row)].overlaps(spreads[id(end)]))]
+            for end in (first, last)
+        )
+        yield low, high
+
+
+def _all(rows: list[Row], one: str = "", more: str = "") -> str:
+    verb = one if len(rows) == 1 else more
+    return " and ".join(str(row.combination) for row in rows) + (f" {verb}" if verb else "")
+
+
+def _pairs(
+    rows: list[Row], key: Callable[[Row], tuple[str | None, ...]], one: str, other: str
+) -> Iterator[tuple[Row, Row]]:
+    for first in rows:
+        for second in rows:
+            if (first.combination.method, second.combination.method) == (one, other) and key(first) == key(second):
+                yield first, second
+
+
+def _pairs_by_device(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
+    for first in rows:
+        for second in rows:
+            a, b = first.combination, second.combination
+            if (a.device, b.device) == ("mps", "cpu") and (a.method, a.number_format) == (b.method, b.number_format):
+                yield first, second
+
+
+def _median(row: Row, name: str) -> float:
+    return stats.of(row.values(name)).median
+
+
+def _times(ratio: Spread) -> str:
+    factor = max(ratio.median, 1 / ratio.median)
+    return f"{factor:.2f} times" if factor < 1.1 else f"{factor:.1f} times"
+
+
+def _name(row: Row) -> str:
+    return f"{row.combination.method} in {row.combination.number_format}"
+
+
+def _quoted(method: str, device: str) -> str:
+    return next(f"{one.seconds:g}" for one in published.FIGURES if (one.method, one.device) == (method, device))
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"

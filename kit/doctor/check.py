@@ -1,0 +1,63 @@
+"""What the doctor says: a Check each, in three states.
+
+Standard library only, and parsed by Python 3.9: the first stage runs before there is an environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kit.errors import KitError, washed
+
+OK, WARN, FAIL = "ok", "WARN", "FAIL"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check found: `state`, a line of `text`, and the `next` command or step ("" where there is nothing to do).
+
+    A check that has nothing to look at is ok, and its text begins with "skipped: " and the reason.
+    """
+
+    state: str
+    text: str
+    next: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding under its stable id: docs/troubleshooting.md has a heading for each."""
+
+    id: str
+    name: str
+    state: str
+    text: str
+    next: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# (id, name, what looks)
+Listed = tuple[str, str, Callable[[], Outcome]]
+
+
+def run(listed: list[Listed]) -> Iterator[Check]:
+    """Runs every check in turn, whatever the one before it found; one that breaks is a FAIL of its own."""
+    return (_run_one(*entry) for entry in listed)
+
+
+def _run_one(number: str, name: str, look: Callable[[], Outcome]) -> Check:
+    try:
+        outcome = look()
+    except KitError as error:
+        outcome = Outcome(FAIL, error.message, error.hint)
+    except Exception as error:
+        outcome = Outcome(FAIL, washed(f"the check itself failed: {type(error).__name__}: {error}"), "please report it")
+    return Check(number, name, outcome.state, outcome.text, outcome.next)
+
+
+def skipped(reason: str) -> Outcome:
+    return Outcome(OK, f"skipped: {reason}")

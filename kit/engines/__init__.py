@@ -1,0 +1,1 @@
+"""A prompt goes in, tokens come out."""

@@ -1,0 +1,296 @@
+"""llama.cpp in this process, through xllamacpp: a model loaded, asked over its own loopback port, and gone at close().
+
+Its own callback gives text without token ids, or ids with a sort of the whole vocabulary each token (n_probs); over
+HTTP it gives ids for nothing. So it is asked through the port that it opens anyway, under a key that only this process
+knows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import importlib
+import importlib.util
+import json
+import os
+import re
+import secrets
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+from kit.environment import machine
+from kit.errors import KitError
+
+PACKAGES = ("xllamacpp", "tokenizers")
+STEP = 256  # llama.cpp rounds a context up to this many tokens
+# The line of its log that ends its start. Ended before it, llama.cpp waits for itself for ever.
+READY, PATIENCE = "all slots are idle", 60.0  # seconds
+# llama.cpp makes blocks of its own of these for the CPU's kernels. Mapped, the file would be in memory beside them:
+# 1.48 GB in place of 0.94 for q4_0 at 1B, for 0.4 s less of loading (docs/measurements.md).
+REPACKED = ("q4_0",)
+# How often a thread looks before it sleeps. By default it looks for milliseconds, and beside two busy programs on two
+# cores the starter's 205 tokens/s fall to 1 to 40; with this they fall to 75 (docs/measurements.md).
+SPIN = "1000"
+# In what it saves of a slot (int32s behind "ggsq", a version, a length, two marks): the count of tokens, and they.
+SAVED_COUNT_AT = 20
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What llama.cpp's log says that it did: `device` is cpu or mps, `threads` of the CPU, `features` of its kernels;
+    `gpu_bytes` is what it took of the GPU's memory, None for nothing.
+    """
+
+    device: str
+    threads: int
+    features: str
+    layers: tuple[int, int] | None  # on the GPU, of how many; None where there is no GPU
+    gpu_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What came at once: `text`, and of its tokens the last one's id. `count` is how many tokens have come so far.
+
+    llama.cpp keeps a token that ends inside a character until the character is whole, and then names only the last.
+    """
+
+    text: str
+    token_id: int | None
+    count: int
+
+
+def import_library() -> Any:
+    """xllamacpp. Its Linux wheels expect libgomp on the system, which slim ones lack; torch's wheel brings it."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when libgomp is loaded
+    if sys.platform == "linux" and (torch := importlib.util.find_spec("torch")):
+        for folder in torch.submodule_search_locations or ():
+            library = Path(folder) / "lib" / "libgomp.so.1"
+            if library.exists():
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    import xllamacpp
+
+    return xllamacpp
+
+
+def import_all() -> None:
+    """Imports what a run needs, so that its time does not pass for the time of a load."""
+    import_library()
+    importlib.import_module("tokenizers")
+
+
+def has_metal() -> bool:
+    """Whether llama.cpp finds Apple's GPU."""
+    return any(_is_metal(str(device["name"])) for device in import_library().get_device_info())
+
+
+class LlamaServer:
+    """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens. Raises KitError where it
+    cannot be, and where something else ran than what was asked for. To be closed.
+
+    Whatever llama.cpp would settle by itself is settled here: no fitting to free memory, no context shift, no prompt
+    cache between requests but the one that is asked for, no warm-up, and threads on performance cores alone.
+    """
+
+    def __init__(self, path: Path, device: str, context: int, quant: str = "") -> None:
+        library = import_library()
+        self._key = secrets.token_hex(16)
+        self._slots = tempfile.TemporaryDirectory(prefix="kit-")
+        self._log = NativeLog()
+        self._native: Any = None
+        parameters = self._parameters(library, path, device, context)
+        if device == "cpu" and quant in REPACKED:
+            parameters.load_mode = library.llama_load_mode.LLAMA_LOAD_MODE_NONE
+        self._log.start()
+        try:
+            self._native = library.Server(parameters)
+            said = self._log.wait_for(READY, PATIENCE)
+            self._address = str(self._native.listening_address).removeprefix("http://")
+            self.ran = read_log(said)
+        except RuntimeError as error:
+            said = self._log.text()
+            self.close()
+            raise _load_error(path, str(error), said) from error
+        except BaseException:
+            self.close()
+            raise
+        if self.ran.device != device:
+            self.close()
+            raise KitError(
+                f"llama.cpp was asked for {device} and took {self.ran.device} (layers on the GPU: {self.ran.layers}).",
+                "make run METHOD=manual, and please report it",
+            )
+
+    def _parameters(self, library: Any, path: Path, device: str, context: int) -> Any:
+        parameters = library.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_ctx = -(-context // STEP) * STEP
+        parameters.n_parallel = 1
+        # It would change what was asked for, without a word.
+        parameters.fit_params = False
+        parameters.warmup = False
+        parameters.ctx_shift = False
+        parameters.cache_ram_mib = 0
+        parameters.cache_idle_slots = False
+        parameters.n_ctx_checkpoints = 0
+        parameters.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        parameters.n_gpu_layers = 0 if device == "cpu" else 999
+        parameters.no_kv_offload = parameters.no_op_offload = device == "cpu"
+        for threads in (parameters.cpuparams, parameters.cpuparams_batch):
+            threads.n_threads = machine.performance().count
+        # A chat's template and a page for a browser: not for a base model.
+        parameters.use_jinja = parameters.enable_chat_template = parameters.ui = False
+        parameters.api_keys = [self._key]
+        parameters.slot_save_path = self._slots.name + "/"
+        parameters.verbosity = 4  # the least that tells which layers ran where
+        return parameters
+
+    def generate(
+        self, ids: list[int], count: int, temperature: float = 0.0, seed: int = 0, ignore_eos: bool = False
+    ) -> Iterator[Chunk]:
+        """Up to `count` tokens after `ids`, as they come. Temperature 0 is greedy."""
+        greedy = {"samplers": ["top_k"], "top_k": 1}
+        # From the whole distribution, as through torch; 2**32 - 1 would mean a random seed.
+        drawn = {"samplers": ["temperature"], "temperature": temperature, "seed": seed % (2**32 - 1)}
+        asked = {"prompt": ids, "n_predict": count, "stream": True, "return_tokens": True, "cache_prompt": True}
+        asked |= {"ignore_eos": ignore_eos, **(drawn if temperature > 0 else greedy)}
+        connection, answer = self._ask("/completion", asked)
+        try:
+            for line in answer:
+                if not line.startswith(b"data: "):
+                    continue
+                said = json.loads(line[6:])
+                if said.get("stop"):
+                    return
+                tokens = said["tokens"]
+                yield Chunk(said["content"], tokens[-1] if tokens else None, said["tokens_predicted"])
+        finally:
+            connection.close()  # and llama.cpp stops
+
+    def ids_after(self, prompt_ids: list[int]) -> list[int]:
+        """The ids that it has worked on behind the last prompt. Raises KitError for an unknown form of them."""
+        count = self.post("/slots/0?action=save", {"filename": "slot"})["n_saved"]
+        path = Path(self._slots.name) / "slot"
+        with path.open("rb") as file:
+            content = file.read(SAVED_COUNT_AT + 4 * (1 + count))
+        path.unlink()  # it is the whole of the attention's state
+        saved = list(struct.unpack_from(f"<{len(content[SAVED_COUNT_AT:]) // 4}i", content, SAVED_COUNT_AT))
+        if saved[: 1 + len(prompt_ids)] != [count, *prompt_ids]:
+            raise KitError("llama.cpp's saved tokens could not be read.", "please report it, with the prompt")
+        return saved[1 + len(prompt_ids) :]
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A request, and the whole answer to it."""
+        connection, answer = self._ask(path, body)
+        try:
+            said: dict[str, Any] = json.loads(answer.read())
+            return said
+        finally:
+            connection.close()
+
+    def _ask(self, path: str, body: dict[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection(self._address)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        connection.request("POST", path, json.dumps(body), headers)
+        answer = connection.getresponse()
+        if answer.status != 200:
+            text = answer.read().decode("utf-8", "replace")
+            connection.close()
+            raise KitError(f"llama.cpp refused the request: {text.strip()}")
+        return connection, answer
+
+    def close(self) -> None:
+        """Ends the server, its port and its log; what it held in memory is free again."""
+        self._native = None
+        self._log.close()
+        self._slots.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_log(text: str) -> Ran:
+    """What ran, from the log of a load. Raises KitError where the log does not say."""
+    threads = re.search(r"system_info: n_threads = (\d+).*? \| (?:\w+ : )?(.*)", text)
+    buffers = re.findall(r"(?:load_tensors|llama_kv_cache): +(\S+) (?:model|KV) buffer size = +([\d.]+)", text)
+    layers = re.search(r"offloaded (\d+)/(\d+) layers to GPU", text)
+    if not threads or not buffers:
+        raise KitError("llama.cpp's log does not say what ran.", "please report it, with the version in env/lock/")
+    on_gpu = [name for name, size in buffers if not name.startswith("CPU") and float(size) > 0]
+    counts = (int(layers[1]), int(layers[2])) if layers else None
+    whole = counts is not None and counts[0] == counts[1]
+    if on_gpu and whole and all(_is_metal(name) for name in on_gpu):
+        device = "mps"
+    else:
+        device = "a part of both" if on_gpu else "cpu"
+    used = re.findall(r"(\S+) (?:model|KV|compute) buffer size = +([\d.]+) MiB", text)
+    gpu_bytes = int(sum(float(size) for name, size in used if _is_metal(name)) * 2**20)
+    return Ran(device, int(threads[1]), threads[2].strip(" |"), counts, gpu_bytes or None)
+
+
+def _is_metal(name: str) -> bool:
+    return name.upper().startswith(("MTL", "METAL"))
+
+
+def _load_error(path: Path, error: str, log: str) -> KitError:
+    last = [line.split(" E ", 1)[1].strip() for line in log.splitlines() if " E " in line]
+    why = last[0] if last else error
+    return KitError(
+        f"llama.cpp could not load {path.name}: {why}", f"remove {path.name}, then: make setup, or make gguf"
+    )
+
+
+# --- What native code writes to standard error, kept aside ------------------------------------------------------------
+
+
+class NativeLog:
+    """From start() to close(), file descriptor 2 is a file without a name; Python's sys.stderr goes on as before."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open until close()
+        self._stderr: TextIO = sys.stderr
+        self._kept = -1
+
+    def start(self) -> Self:
+        sys.stderr.flush()
+        self._kept = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+        try:
+            own = self._stderr.fileno() == 2
+        except (OSError, ValueError):  # a stand-in without a descriptor
+            own = False
+        if own:
+            sys.stderr = os.fdopen(os.dup(self._kept), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+        return self
+
+    def text(self) -> str:
+        """All that was written so far."""
+        size = os.fstat(self._file.fileno()).st_size
+        return os.pread(self._file.fileno(), size, 0).decode("utf-8", "replace")
+
+    def wait_for(self, sign: str, seconds: float) -> str:
+        """The text, as soon as `sign` is in it: llama.cpp writes from a thread of its own."""
+        end = time.monotonic() + seconds
+        while sign not in (text := self.text()) and time.monotonic() < end:
+            time.sleep(0.001)
+        return text
+
+    def close(self) -> None:
+        if self._kept < 0:
+            return
+        os.dup2(self._kept, 2)
+        os.close(self._kept)
+        self._kept = -1
+        if sys.stderr is not self._stderr:
+            sys.stderr.close()
+            sys.stderr = self._stderr
+        self._file.close()

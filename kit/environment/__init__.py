@@ -1,0 +1,1 @@
+"""What a result depends on: the machine, the lock, the packages."""

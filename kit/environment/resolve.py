@@ -1,0 +1,116 @@
+"""env/lock/*.txt: every package with its version and hashes, for Linux, macOS and the development tools."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from kit.errors import KitError
+from kit.paths import ROOT
+
+ENV = ROOT / "env"
+LOCK = ENV / "lock"
+PYTHONS = ">=3.11,<3.14"
+
+HEADER = """\
+# Made by `make lock` from {sources}: do not edit.
+# {scope}, Python 3.11 to 3.13. Installed by env/bootstrap.sh with --require-hashes.
+"""
+
+# Naming aarch64 as an environment of its own fails on a machine that sees no wheel for it (uv), so Linux is one.
+LINUX = "sys_platform == 'linux'"
+MACOS = "sys_platform == 'darwin' and platform_machine == 'arm64'"
+
+# Compiled for the oldest macOS that torch has wheels for.
+MACOS_TARGET = {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
+
+CUDA_PACKAGE = re.compile(r"^(nvidia-|triton|cuda-)", re.MULTILINE)
+
+
+def rebuild() -> list[Path]:
+    """Resolves the locks anew, keeping what is pinned in them where it still fits; returns their paths.
+
+    Raises KitError where uv cannot resolve, or where a CUDA package got in.
+    """
+    torch = tomllib.loads((ENV / "torch-wheels.toml").read_text(encoding="utf-8"))
+    cpu_torch = f"torch=={torch['version']}\n"
+    runtime, development = ENV / "requirements.in", ENV / "requirements-dev.in"
+    linux = compile_lock("linux.txt", "Linux on x86_64 and aarch64", [LINUX], [runtime], constraint=cpu_torch)
+    linux.write_text(merge_hashes(linux.read_text(), torch["version"], list(torch["sha256"].values())))
+    macos = compile_lock("macos.txt", "macOS on arm64", [MACOS], [runtime])
+    # The tools share .venv with the rest, so they take the versions that are pinned there.
+    pins = "".join(sorted(set(shared_pins(linux.read_text()) + shared_pins(macos.read_text()))))
+    dev = compile_lock("dev.txt", "Lint and tests on both", [LINUX, MACOS], [development], constraint=pins)
+    locks = [linux, macos, dev]
+    for lock in locks:
+        if found := CUDA_PACKAGE.search(lock.read_text()):
+            raise KitError(f"{lock.name} holds a CUDA package ({found[0]}…).", "git checkout env/lock")
+    return locks
+
+
+def compile_lock(name: str, scope: str, environments: list[str], sources: list[Path], constraint: str = "") -> Path:
+    """env/lock/`name`, resolved by uv for `environments`. No host, no path of this machine stands in it."""
+    lock = LOCK / name
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        listed = ", ".join(f'"{environment}"' for environment in environments)
+        (place / "pyproject.toml").write_text(
+            f'[project]\nname = "lock"\nversion = "0"\nrequires-python = "{PYTHONS}"\n'
+            f"[tool.uv]\nenvironments = [{listed}]\n"
+        )
+        (place / "constraint.txt").write_text(constraint)
+        if lock.exists():
+            (place / name).write_text(lock.read_text())
+        command = [uv(), "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes"]
+        command += ["--no-header", "--no-annotate", "--quiet", "--index-strategy", "unsafe-best-match"]
+        command += ["--constraint", "constraint.txt", "--output-file", name, *find_links(), *map(str, sources)]
+        environment = os.environ | (MACOS_TARGET if environments == [MACOS] else {})
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise KitError(f"uv could not resolve {name}:\n{done.stderr.strip()}", "see CONTRIBUTING.md, «Locks»")
+        resolved = (place / name).read_text()
+    names = " and ".join(f"env/{source.name}" for source in sources)
+    lock.parent.mkdir(exist_ok=True)
+    lock.write_text(HEADER.format(sources=names, scope=scope) + resolved)
+    return lock
+
+
+def uv() -> str:
+    """The uv of this environment."""
+    return str(Path(sys.executable).with_name("uv"))
+
+
+def find_links() -> list[str]:
+    """The machine's find-links as uv's options: uv reads no pip configuration."""
+    from_pip = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True, check=False
+    ).stdout
+    links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or from_pip
+    return [part for link in links.replace(",", " ").split() for part in ("--find-links", link)]
+
+
+def merge_hashes(lock: str, version: str, hashes: list[str]) -> str:
+    """The lock with `hashes` as torch's: uv writes only those of the wheels that it can see.
+
+    Raises KitError where the lock has another torch, or uv saw a wheel that is not among them.
+    """
+    entry = re.compile(rf"^(torch=={re.escape(version)} .*?)((?: \\\n    --hash=sha256:\w+)+)", re.MULTILINE)
+    found = entry.search(lock)
+    if not found:
+        raise KitError(f"the Linux lock has no torch=={version} with a hash.", "see CONTRIBUTING.md, «Locks»")
+    seen = re.findall(r"sha256:(\w+)", found[2])
+    if unknown := set(seen) - set(hashes):
+        raise KitError(f"a torch {version} wheel has a hash that env/torch-wheels.toml does not list: {unknown.pop()}.")
+    lines = "".join(f" \\\n    --hash=sha256:{value}" for value in sorted(hashes))
+    return lock[: found.start()] + found[1] + lines + lock[found.end() :]
+
+
+def shared_pins(lock: str) -> list[str]:
+    """The lock's packages but torch, whose version differs by platform, as constraints: `name==version ; marker`."""
+    pins = re.findall(r"^(\S+==[^\s;]+)( ; [^\\\n]+)?", lock, re.MULTILINE)
+    return [f"{pin}{marker.rstrip()}\n" for pin, marker in pins if not pin.startswith("torch==")]

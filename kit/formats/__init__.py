@@ -1,0 +1,1 @@
+"""Weights in other shapes: safetensors, GGUF, and from one to the other."""

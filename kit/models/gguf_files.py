@@ -1,0 +1,166 @@
+"""Which numbers llama.cpp computes with: a model's GGUF file, as it was shipped or written here from its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit import paths
+from kit.errors import KitError, WrongUsage
+from kit.files import locked, sha256
+from kit.formats import to_gguf
+from kit.models import folder as model_folder
+from kit.models.registry import Model
+
+NAMES = ("auto", *to_gguf.TYPES)
+SHIPPED = "q4_1"  # the starter's
+# Of the safetensors' bytes: a file of q8_0 holds 17 bytes for 32, of q4_0 9; and the tokenizer's, twice over.
+SHARES = {"bf16": 1.0, "q8_0": 17 / 32, "q4_0": 9 / 32}
+MARGIN = 50_000_000  # bytes
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Quant:
+    """`path` is the GGUF file, and `reason` why this one; `is_shipped` for a file that env/models.toml pins."""
+
+    name: str
+    path: Path
+    reason: str
+    is_shipped: bool = False
+
+    @property
+    def stamp(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.json")
+
+
+def names(model: Model) -> tuple[str, ...]:
+    """What can be asked for, `auto` among it."""
+    return (*NAMES, SHIPPED) if _shipped(model) else NAMES
+
+
+def _shipped(model: Model) -> str | None:
+    """The GGUF file among the model's own."""
+    return next((file.path for file in model.files if file.path.endswith(".gguf")), None)
+
+
+def choose(model: Model, quant: str) -> Quant:
+    """The file for what was asked: `auto` is the one that the model ships, else bf16. Raises WrongUsage."""
+    if quant not in names(model):
+        raise WrongUsage(
+            f"QUANT={quant} is unknown. Valid: {', '.join(names(model))}.", "make run METHOD=llamacpp QUANT=bf16"
+        )
+    shipped = _shipped(model)
+    if shipped and quant in ("auto", SHIPPED):
+        return Quant(SHIPPED, model.folder / shipped, "as shipped" if quant == "auto" else "asked for", is_shipped=True)
+    name, reason = ("bf16", "the weights' own bits; no GGUF is shipped") if quant == "auto" else (quant, "asked for")
+    return Quant(name, model.folder / f"{model.name}-{name}.gguf", reason)
+
+
+def is_here(model: Model, quant: Quant) -> bool:
+    """Whether the file is there, of these weights, and as it was written: cheap where its size and time say so."""
+    if quant.is_shipped:
+        return True  # a file of the model, checked with the others
+    said = _read_stamp(quant)
+    try:
+        status = quant.path.stat()
+    except OSError:
+        return False
+    if said.get("source") != _source(model):
+        return False
+    if [status.st_size, status.st_mtime_ns] == said.get("seen"):
+        return True
+    if status.st_size != said.get("size") or sha256(quant.path) != said.get("sha256"):
+        return False
+    _write_stamp(model, quant, said["sha256"])  # copied: another time, the same bytes
+    return True
+
+
+def ensure(model: Model, quant: Quant, on_progress: Progress = lambda what, share: None) -> bool:
+    """Writes the file where it is not there, or is not of these weights. True where it was written.
+
+    From weights that are proved, beside its name and then under it. Safe to interrupt and to run twice at once. Raises
+    KitError where the model is not whole, or the file cannot be written.
+    """
+    model_folder.check(model)
+    if is_here(model, quant):
+        return False
+    what = f"writing {quant.path.name}"
+    lock = paths.MODELS / f".{quant.path.name}.lock"
+    try:
+        with locked(lock, lambda: on_progress(f"waiting for another process: {what}", 0)):
+            if is_here(model, quant):
+                return False
+            _write(model, quant, lambda share: on_progress(what, share))
+            return True
+    except OSError as error:
+        raise KitError(
+            f"{quant.path.name} could not be written: {error.strerror or error}.",
+            f"it needs {_need(model, quant) / 1e9:.2f} GB in models/{model.name}/, and to be allowed to write there; "
+            f"then: {repair(model, quant)}",
+        ) from error
+
+
+def digest(quant: Quant, model: Model) -> str:
+    """The file's sha256, as it was recorded when it was written, or as it is pinned."""
+    pinned = {file.path: file.sha256 for file in model.files}
+    return pinned.get(quant.path.name) or str(_read_stamp(quant).get("sha256", ""))
+
+
+def repair(model: Model, quant: Quant) -> str:
+    """The command that writes the file."""
+    return f"make gguf MODEL={model.name} QUANT={quant.name}"
+
+
+def _write(model: Model, quant: Quant, on_progress: Callable[[float], None]) -> None:
+    partial = model.folder / f".{quant.path.name}.partial"
+    partial.unlink(missing_ok=True)  # of one that was killed
+    free = shutil.disk_usage(model.folder).free
+    if free < _need(model, quant):
+        raise KitError(
+            f"{quant.path.name} needs {_need(model, quant) / 1e9:.2f} GB on disk, and {free / 1e9:.2f} GB are free.",
+            f"free some room, then: {repair(model, quant)}",
+        )
+    quant.stamp.unlink(missing_ok=True)
+    weights = [model.folder / file.path for file in model.files if file.path.endswith(".safetensors")]
+    try:
+        to_gguf.convert(model.folder, weights, model.title, quant.name, partial, on_progress)
+        digest = sha256(partial)
+        partial.replace(quant.path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _write_stamp(model, quant, digest)
+
+
+def _need(model: Model, quant: Quant) -> int:
+    return int(model.weights * SHARES[quant.name]) + MARGIN
+
+
+def _source(model: Model) -> dict[str, Any]:
+    """What the file depends on: another one of these, and it is written anew."""
+    files = {file.path: file.sha256 for file in model.files if file.path.endswith((".safetensors", ".json", ".jinja"))}
+    return {"converter": to_gguf.VERSION, "files": files}
+
+
+def _write_stamp(model: Model, quant: Quant, digest: str) -> None:
+    status = quant.path.stat()
+    said = {"sha256": digest, "size": status.st_size, "seen": [status.st_size, status.st_mtime_ns]}
+    partial = quant.stamp.with_name(f"{quant.stamp.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):  # a folder that cannot be written does without: it is hashed each time
+        partial.write_text(json.dumps({**said, "source": _source(model)}), encoding="utf-8")
+        partial.replace(quant.stamp)
+
+
+def _read_stamp(quant: Quant) -> dict[str, Any]:
+    try:
+        said = json.loads(quant.stamp.read_text(encoding="utf-8"))
+        return said if isinstance(said, dict) else {}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,192 @@
+"""A model of random weights in another model's shape, made here: what speed and memory depend on, without access.
+
+Its sha256 is pinned like any model's: PCG64's raw bits are the same in every numpy (NEP 19 promises it of bit
+generators), and what is made of them is arithmetic that rounds the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit import paths
+from kit.errors import KitError
+from kit.files import locked
+from kit.formats import from_gguf
+from kit.models import folder as model_folder
+from kit.models import registry, starter
+from kit.models.registry import Model
+
+if TYPE_CHECKING:
+    import numpy
+
+
+NAME = "llama-3.2-1b-shape"
+SEED = 0
+# Llama's own start of a training: a standard deviation of 0.02. (Drawn evenly, whose half width is that much more.)
+HALF_WIDTH = 0.02 * math.sqrt(3)
+PIECE = 1 << 24  # weights at a time
+
+# meta-llama/Llama-3.2-1B's config.json, but for the ids of the tokenizer that stands in.
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 8192,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 32.0,
+        "high_freq_factor": 4.0,
+        "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
+
+# The tokenizer is the starter's, padded; so is its licence.
+COPIED = ("generation_config.json", "tokenizer_config.json", "LICENSE")
+
+Progress = Callable[[str, float], None]
+
+
+def ensure(model: Model, on_progress: Progress = lambda what, share: None) -> None:
+    """Makes the model's folder whole. Needs the starter model, and no network.
+
+    Safe to interrupt and to run twice at once. Raises KitError.
+    """
+    if model_folder.is_whole(model):
+        return
+    starter.ensure(on_progress)
+    lock = paths.MODELS / f".{model.name}.lock"
+    try:
+        with locked(lock, lambda: on_progress(f"waiting for another process that makes {model.name}", 0)):
+            if not model_folder.is_whole(model):
+                _make(model, on_progress)
+    except OSError as error:
+        raise KitError(
+            f"{model.name} could not be written: {error.strerror or error}.",
+            f"it needs {model.peak_disk / 1e9:.2f} GB in {paths.MODELS}, and to be allowed to write there; "
+            f"then: {model_folder.repair(model).splitlines()[0]}",
+        ) from error
+
+
+def _make(model: Model, on_progress: Progress) -> None:
+    partial = paths.MODELS / f".{model.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        free = shutil.disk_usage(partial).free
+        if free < model.peak_disk:
+            raise KitError(
+                f"{model.name} needs {model.peak_disk / 1e9:.2f} GB on disk, and {free / 1e9:.2f} GB are free.",
+                f"free some room, then: {model_folder.repair(model).splitlines()[0]}",
+            )
+        write(
+            partial,
+            registry.find(starter.NAME).folder,
+            CONFIG,
+            lambda share: on_progress(f"making {model.name}", share),
+        )
+        model_folder.move_into_place(model, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write(
+    folder: Path,
+    tokenizer_folder: Path,
+    config: dict[str, Any],
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> None:
+    """A model folder with random weights in the shape that `config` gives, and the other folder's tokenizer, padded."""
+    from_gguf.write_json(folder / "config.json", config)
+    from_gguf.write_json(
+        folder / "tokenizer.json", padded(tokenizer_folder / "tokenizer.json", config["vocab_size"]), indent=None
+    )
+    for name in COPIED:
+        shutil.copyfile(tokenizer_folder / name, folder / name)
+    write_weights(folder / "model.safetensors", config, on_progress)
+
+
+def padded(path: Path, size: int) -> dict[str, Any]:
+    """The tokenizer with tokens up to `size` that no text gives: nothing merges into them."""
+    tokenizer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    for token_id in range(len(vocabulary), size):
+        vocabulary[f"<unused{token_id}>"] = token_id
+    return tokenizer
+
+
+def tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a Llama model with tied embeddings, by transformers' names, in the order of names."""
+    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    found["model.norm.weight"] = (hidden,)
+    for layer in range(config["num_hidden_layers"]):
+        start = f"model.layers.{layer}"
+        found |= {f"{start}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+        found |= {f"{start}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
+        found[f"{start}.mlp.down_proj.weight"] = (hidden, inner)
+        found |= {f"{start}.self_attn.{name}_proj.weight": (keys, hidden) for name in ("k", "v")}
+        found[f"{start}.self_attn.q_proj.weight"] = (queries, hidden)
+        found[f"{start}.self_attn.o_proj.weight"] = (hidden, queries)
+    return dict(sorted(found.items()))
+
+
+def write_weights(path: Path, config: dict[str, Any], on_progress: Callable[[float], None]) -> None:
+    """model.safetensors in bfloat16: ones for the norms, as when a training starts, random numbers elsewhere."""
+    import numpy
+
+    shapes = tensors(config)
+    total, done = sum(math.prod(shape) for shape in shapes.values()), 0
+    values = table()
+    bits = numpy.random.PCG64(SEED)
+    with path.open("wb") as file:
+        file.write(from_gguf.safetensors_header(shapes))
+        for shape in shapes.values():
+            for count in _pieces(math.prod(shape)):
+                if len(shape) == 1:
+                    piece = from_gguf.bfloat16(numpy.ones(count, dtype=numpy.float32))
+                else:
+                    drawn = bits.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
+                    piece = values[drawn]
+                file.write(piece.astype("<u2", copy=False).data)
+                done += count
+                on_progress(done / total)
+
+
+def table() -> numpy.ndarray:
+    """The bfloat16 (as uint16) for each of 16 random bits: 65,536 values, evenly spaced around 0."""
+    import numpy
+
+    steps = (numpy.arange(65536, dtype=numpy.float32) - numpy.float32(32767.5)) / numpy.float32(32768)
+    return from_gguf.bfloat16(steps * numpy.float32(HALF_WIDTH))
+
+
+def _pieces(count: int) -> Iterator[int]:
+    while count > 0:
+        yield min(count, PIECE)
+        count -= PIECE

@@ -1,0 +1,1 @@
+"""One GET, and why it failed."""

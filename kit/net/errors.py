@@ -1,0 +1,239 @@
+"""A network that did not let the kit through: which of the causes it is, as a KitError."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+
+from kit.errors import KitError
+
+SAME_AGAIN = "then the same command again"
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, the outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def explain(error: Exception, endpoint: str) -> KitError:
+    """The KitError for a Hub that did not answer: which of the causes it is, by the chain of exceptions."""
+    where = host(endpoint)
+    text = " / ".join(str(cause) for cause in chain(error))
+    kinds = [type(cause).__name__ for cause in chain(error)]
+    causes = list(chain(error))
+    if "offline mode is enabled" in text:
+        return KitError("HF_HUB_OFFLINE is set, and forbids asking the Hub.", f"unset HF_HUB_OFFLINE, {SAME_AGAIN}")
+    if is_certificate(error):
+        return _explain_tls(where, text)
+    if proxy := proxy_for(endpoint):
+        return KitError(
+            f"the proxy {host(proxy)} did not let {where} through: {_first(error)}",
+            f"check HTTPS_PROXY (and NO_PROXY, for what needs none), {SAME_AGAIN}",
+        )
+    if any(isinstance(cause, socket.gaierror) for cause in causes) or "Name or service" in text or "resolution" in text:
+        return KitError(
+            f"the name {where} was not found (DNS).", f"check the network, or HF_ENDPOINT if you set it; {SAME_AGAIN}"
+        )
+    if any(words in text for words in ("unreachable", "Network is down", "No route to host", "Host is down")):
+        return KitError(
+            f"there is no way to {where} from here: this machine has no network, or not that one.",
+            f"connect it to a network, {SAME_AGAIN}",
+        )
+    if any(isinstance(cause, TimeoutError) for cause in causes) or any("Timeout" in kind for kind in kinds):
+        return KitError(f"{where} did not answer in time.", f"check the network or try another, {SAME_AGAIN}")
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes) or "refused" in text:
+        return KitError(
+            f"{where} refused the connection.", f"check the network, and HF_ENDPOINT if you set it; {SAME_AGAIN}"
+        )
+    if any(isinstance(cause, ValueError) for cause in causes):
+        return KitError(
+            f"what answered for {where} is not the Hub: a page of the network you are in, perhaps its log-in.",
+            f"open a web page in a browser and sign in to the network, {SAME_AGAIN}",
+        )
+    return KitError(f"the connection to {where} broke: {_first(error)}", f"check the network, {SAME_AGAIN}")
+
+
+def is_certificate(error: BaseException) -> bool:
+    """True where TLS itself refused, or has no certificates to go by: asking again does not help."""
+    causes = list(chain(error))
+    text = " / ".join(map(str, causes))
+    cut_short = any(isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError) for cause in causes)
+    # Nothing on the way to a server opens a file, but for the certificates.
+    tls = any(isinstance(cause, ssl.SSLError | FileNotFoundError) for cause in causes)
+    return (tls or "CERTIFICATE_VERIFY" in text or "[SSL" in text) and not cut_short
+
+
+def require_certificates() -> None:
+    """Raises KitError for a variable that names certificates which are not there."""
+    for name in CERTIFICATES:
+        if (value := os.environ.get(name)) and not Path(value).exists():
+            raise KitError(f"{name} names {value}, which is not there.", f"unset {name}, or name the right file")
+
+
+def proxies() -> dict[str, str]:
+    """The proxies that the environment or the system names, by scheme; ALL_PROXY counts where none is of the scheme.
+
+    Raises KitError for one that is no HTTP proxy: the Hub's client and urllib would each stumble in their own words.
+    """
+    from urllib.request import getproxies
+
+    named = getproxies()
+    found = {scheme: proxy for scheme in ("http", "https", "all") if (proxy := named.get(scheme))}
+    for proxy in found.values():
+        if not _is_http_proxy(proxy):
+            raise KitError(
+                f"{without_user(proxy)} is not an HTTP proxy, and no other kind is spoken here (SOCKS neither).",
+                "write it like HTTPS_PROXY=http://proxy.example.com:3128, and unset ALL_PROXY if that names it",
+            )
+    return {
+        scheme: found.get(scheme, found.get("all", "")) for scheme in ("http", "https") if {scheme, "all"} & {*found}
+    }
+
+
+def _is_http_proxy(proxy: str) -> bool:
+    bare = without_user(proxy).replace("…@", "")
+    try:
+        parts = urlsplit(bare if "://" in bare else f"http://{bare}")
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
+
+
+def proxy_for(address: str) -> str | None:
+    """The proxy that is gone through to the address, None where it is reached directly. Raises KitError, as proxies."""
+    from urllib.request import proxy_bypass
+
+    parts = urlsplit(address)
+    proxy = proxies().get(parts.scheme)
+    return proxy if proxy and not proxy_bypass(parts.netloc) else None
+
+
+def _explain_tls(where: str, text: str) -> KitError:
+    try:
+        require_certificates()
+    except KitError as error:
+        return error
+    if "not yet valid" in text or "expired" in text:
+        return KitError(
+            f"the certificate of {where} is not valid now.", f"check this machine's clock (date), {SAME_AGAIN}"
+        )
+    named = os.environ.get("SSL_CERT_FILE")
+    return KitError(
+        f"the certificate of {where} was refused (TLS).",
+        f"SSL_CERT_FILE names {named}: put the CA of this network's proxy into it (PEM), or unset it, {SAME_AGAIN}"
+        if named
+        else f"behind a company proxy, name its CA file: SSL_CERT_FILE=/path/to/ca.pem, {SAME_AGAIN}",
+    )
+
+
+def host(address: str) -> str:
+    """The address without user, password and path: fit to be shown. Takes proxies as people write them, too."""
+    bare = without_user(address).replace("…@", "")
+    try:
+        parts = urlsplit(bare if "://" in bare else f"//{bare}")
+        return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or bare
+    except ValueError:  # a port that is no number
+        return bare
+
+
+def without_user(address: str) -> str:
+    """The address without what stands before its last @, which may be a password with any character in it."""
+    scheme, separator, rest = address.rpartition("://")
+    before, at, after = rest.rpartition("@")
+    return f"{scheme}{separator}{'…@' if at else ''}{after}" if before or at else address
+
+
+def _first(error: Exception) -> str:
+    """The first line of what it says, as a sentence. urllib wraps the reason into <urlopen error …>."""
+    said = str(error.reason if isinstance(error, URLError) else error).strip()
+    return (said.splitlines() or [type(error).__name__])[0].rstrip(".") + "."
+
+
+# --- What was answered instead of the file --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An HTTP answer that is none: its status and headers, who gave it, and what had been asked of whom.
+
+    `address` is what answered, `endpoint` the Hub: they differ for a host that the Hub redirects to.
+    """
+
+    status: int
+    headers: dict[str, str]
+    address: str
+    endpoint: str
+    token_sent: bool
+
+    def header(self, name: str) -> str:
+        return next((value for key, value in self.headers.items() if key.lower() == name), "")
+
+    @property
+    def host(self) -> str:
+        return host(self.address)
+
+    @property
+    def elsewhere(self) -> bool:
+        return self.host != host(self.endpoint)
+
+    @property
+    def is_refused_link(self) -> bool:
+        """True for a host of files that refuses the link which was made for it; a new link may do."""
+        return self.elsewhere and self.status in (401, 403, 404, 410)
+
+    def wait(self) -> float | None:
+        """Seconds that the server asks to wait."""
+        return retry_after(self.headers)
+
+
+def explain_refusal(refusal: Refusal) -> KitError:
+    """The KitError for what any server may answer."""
+    if refusal.status == 429:
+        return _limited(refusal)
+    if refusal.status >= 500:
+        return _trouble(refusal)
+    said = f" ({words})" if (words := refusal.header("x-error-message")) else ""
+    return KitError(
+        f"{refusal.host} gave an answer that is not known here: {refusal.status}{said}.",
+        f"try again later, {SAME_AGAIN}",
+    )
+
+
+def _limited(refusal: Refusal) -> KitError:
+    seconds = refusal.wait()
+    wait = f"{seconds:.0f} seconds" if seconds is not None else "5 minutes"
+    return KitError(f"{refusal.host} answers too many requests from here (429).", f"wait {wait}, {SAME_AGAIN}")
+
+
+def _trouble(refusal: Refusal) -> KitError:
+    seconds = refusal.wait()
+    wait = f"wait {seconds:.0f} seconds" if seconds is not None else "wait a few minutes"
+    said = f", {words}" if (words := refusal.header("x-error-message")) else ""
+    return KitError(f"{refusal.host} has trouble of its own ({refusal.status}{said}).", f"{wait}, {SAME_AGAIN}")
+
+
+def retry_after(headers: dict[str, str]) -> float | None:
+    """Seconds to wait, from Retry-After: a number, or a date (RFC 9110, 10.2.3)."""
+    from datetime import datetime
+    from email.utils import parsedate_to_datetime
+
+    value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+    if value.isdigit():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,1 @@
+"""The bundle and the mirror: the kit where no network is."""

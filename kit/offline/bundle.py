@@ -1,0 +1,149 @@
+"""A bundle: the tree `kit/ wheels/ models/ README SHA256SUMS` that brings the kit to where no network is.
+
+SHA256SUMS lists every other file; the bundle's digest is the sha256 of SHA256SUMS, so a folder, a tar and a mirror have
+the same. Nothing inside a bundle vouches for it: the digest comes by another way, wheels are held to the clone's lock,
+models to its models.toml.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from kit.errors import KitError
+from kit.files import sha256
+
+SUMS, README = "SHA256SUMS", "README"
+KIT, WHEELS, MODELS = "kit", "wheels", "models"
+# What file managers leave on a stick; never listed, never read.
+CLUTTER = re.compile(r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.fseventsd|Thumbs\.db|desktop\.ini")
+SUMS_LIMIT = 4_000_000  # bytes: a list of 40,000 files
+AGAIN = "fetch the bundle anew from whoever made it, and compare its digest"
+
+Sums = Mapping[str, str]  # path -> sha256
+
+
+def refusal(path: str, why: str) -> KitError:
+    """A bundle is refused with the name of what is bad in it."""
+    return KitError(f"the bundle is refused: {path!r} {why}. Nothing of it was installed.", AGAIN)
+
+
+def check_path(path: str) -> None:
+    """Raises KitError for a path that could lead outside of the folder that it is meant for."""
+    parts = path.split("/")
+    if path.startswith("/") or ".." in parts:
+        raise refusal(path, "leads outside of the bundle")
+    if "" in parts or "." in parts or "\\" in path or not path.isprintable():
+        raise refusal(path, "is not a path that a bundle has")
+
+
+def format_sums(sums: Sums) -> bytes:
+    """The form that `shasum -a 256 -c` reads, sorted."""
+    return "".join(f"{sums[path]}  {path}\n" for path in sorted(sums)).encode()
+
+
+def parse_sums(content: bytes) -> dict[str, str]:
+    """SHA256SUMS as path -> sha256, every path checked. Raises KitError."""
+    sums: dict[str, str] = {}
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise refusal(SUMS, "is not a list of checksums") from None
+    for line in lines[:-1]:
+        found = re.fullmatch(r"([0-9a-f]{64})  (.+)", line)
+        if not found:
+            raise refusal(SUMS, "is not a list of checksums")
+        check_path(found[2])
+        if found[2] in sums or found[2] == SUMS:
+            raise refusal(found[2], "is listed twice")
+        sums[found[2]] = found[1]
+    if lines[-1] or not sums:
+        raise refusal(SUMS, "is cut short")
+    return sums
+
+
+def digest(content: bytes) -> str:
+    """What `make bundle` prints and `SHA256=` compares."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def check_digest(content: bytes, wanted: str) -> None:
+    """Raises KitError where this is not the bundle whose digest was handed on."""
+    if wanted and digest(content) != wanted.lower():
+        raise KitError(
+            f"the bundle is refused: {SUMS} has the digest {digest(content)}, and SHA256= says {wanted.lower()}. "
+            "Nothing of it was installed.",
+            "SHA256= is what `make bundle` printed for this very bundle: ask whoever made it",
+        )
+
+
+def listing(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file below `folder` but clutter, sorted, links not followed. A link or a device is listed like a file."""
+    pending = [""]
+    while pending:
+        inside = pending.pop()
+        for entry in sorted(os.scandir(folder / inside), key=lambda entry: entry.name, reverse=True):
+            path = f"{inside}/{entry.name}" if inside else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            elif not CLUTTER.fullmatch(entry.name):
+                yield path, entry.stat(follow_symlinks=False)
+
+
+def check_listing(found: Mapping[str, os.stat_result], sums: Sums) -> None:
+    """Raises KitError for what is no regular file, is not listed, or is missing. kit/ may have been worked in."""
+    for path, status in found.items():
+        taken = path in sums or not path.startswith(f"{KIT}/")
+        if taken and not stat.S_ISREG(status.st_mode):
+            raise refusal(path, "is a link or a device, and a bundle has files only")
+        if taken and path not in sums and path != SUMS:
+            raise refusal(path, f"is not in {SUMS}")
+    for path in sums:
+        if path not in found:
+            raise refusal(path, "is missing")
+
+
+def check_folder(folder: Path, sums: Sums, on_bytes: Callable[[int], None] = lambda count: None) -> None:
+    """Hashes every file of an unpacked bundle; `on_bytes` gets the size of each piece. Raises KitError."""
+    check_listing(dict(listing(folder)), sums)
+    for path, wanted in sums.items():
+        if (folder / path).resolve() != folder.resolve() / path:
+            raise refusal(path, "lies behind a link")
+        if sha256(folder / path, on_bytes) != wanted:
+            raise refusal(path, f"is not the file that {SUMS} lists (its sha256 differs)")
+
+
+def read_sums(folder: Path) -> bytes:
+    """SHA256SUMS of an unpacked bundle. Raises KitError for a folder that is none."""
+    path = folder / SUMS
+    try:
+        if path.is_symlink():
+            raise refusal(SUMS, "is a link or a device, and a bundle has files only")
+        with path.open("rb") as file:
+            return file.read(SUMS_LIMIT)
+    except OSError as error:
+        raise KitError(
+            f"{folder} is no bundle: {SUMS} in it cannot be read ({error.strerror or error}).",
+            "name the folder that holds SHA256SUMS, or the .tar, or http://…",
+        ) from error
+
+
+def models_in(sums: Sums) -> dict[str, list[str]]:
+    """The names of the models in a bundle, each with its files' paths within its folder."""
+    found: dict[str, list[str]] = {}
+    for path in sums:
+        top, _, rest = path.partition("/")
+        name, _, inside = rest.partition("/")
+        if top == MODELS and inside:
+            found.setdefault(name, []).append(inside)
+    return found
+
+
+def wheels_in(sums: Sums) -> dict[str, str]:
+    """The wheels in a bundle: file name -> sha256."""
+    cut = len(WHEELS) + 1
+    return {path[cut:]: sha256 for path, sha256 in sums.items() if path.startswith(f"{WHEELS}/")}

@@ -1,0 +1,196 @@
+"""A bundle for the machines around: a package index, a Hub, and the bundle's own files for `make setup BUNDLE=http://…`.
+
+    /simple/                        wheels, as a package index (PEP 503)
+    /api/… /<repo>/resolve/…        models, as a Hub (kit/offline/hub_endpoints.py)
+    /SHA256SUMS /wheels/… /models/… /kit/… /README    the bundle
+
+Read-only, and nothing but what SHA256SUMS lists: a request is looked up, never turned into a path. No accounts: clients
+need no token and should send none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from kit.environment import lock as locks
+from kit.environment import wheels
+from kit.errors import KitError
+from kit.models import licence, registry
+from kit.models.registry import Model, ModelFile
+from kit.offline import bundle, http_server, hub_endpoints
+from kit.offline.bundle import Sums
+from kit.offline.http_server import TIMEOUT, Answer, Exchange, Request, Server, Text
+from kit.offline.hub_endpoints import HubApi, ServedFile, ServedModel, open_file, served_folder
+
+# The Hub name of a model that does not come from the Hub.
+OWN = "base-model-kit"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What a mirror has: a bundle that was proved, the models that it hands out, the gated ones that it keeps back."""
+
+    folder: Path
+    sums: Sums
+    digest: str
+    models: tuple[Model, ...]
+    kept_back: tuple[Model, ...]
+
+
+def shelf(folder: Path, allow_gated: bool = False, on_bytes: Callable[[int], None] = lambda count: None) -> Shelf:
+    """Reads and proves the bundle in `folder`. Raises KitError for a bad one, and for a model without its licence."""
+    if folder.is_file():
+        raise KitError(f"{folder} is a tar, and a mirror serves a folder.", f"tar -xf {folder}, then name what it made")
+    if not (folder / bundle.SUMS).exists():
+        raise KitError(
+            f"{folder} is no bundle: it has no {bundle.SUMS}.",
+            "ls -d dist/*/ and name one of these: make mirror BUNDLE=dist/…; where there is none: make bundle",
+        )
+    content = bundle.read_sums(folder)
+    sums = bundle.parse_sums(content)
+    bundle.check_folder(folder, sums, on_bytes)
+    known, found = registry.read(), []
+    for name, paths in bundle.models_in(sums).items():
+        if name not in known:
+            raise KitError(
+                f"the bundle holds the model {name}, which env/models.toml of this clone does not list.",
+                "serve it from a clone of the commit that the bundle's README names",
+            )
+        model = known[name]
+        for file in model.files:
+            path = f"{bundle.MODELS}/{name}/{file.path}"
+            if sums.get(path) != file.sha256:
+                raise bundle.refusal(path, "is not the file that env/models.toml pins")
+        found.append(model)
+        if model.gated and allow_gated:
+            licence.require_licences(model, paths)
+            if absent := set(licence.texts(model)) - set(paths):
+                raise bundle.refusal(f"{bundle.MODELS}/{name}/{min(absent)}", "is missing, and its licence asks for it")
+    handed = tuple(model for model in found if allow_gated or not model.gated)
+    return Shelf(folder, sums, bundle.digest(content), handed, tuple(m for m in found if m not in handed))
+
+
+def repo_id(model: Model) -> str:
+    """The name under which a mirror's Hub has the model."""
+    return model.repo_id or f"{OWN}/{model.name}"
+
+
+def revision(model: Model) -> str:
+    """The Hub's commit; for a model that has none, 40 digits that change with its files."""
+    if model.repo_id:
+        return model.revision
+    return hashlib.sha1("".join(file.sha256 for file in model.files).encode(), usedforsecurity=False).hexdigest()
+
+
+class Mirror(Server):
+    """Serves a shelf to whoever reaches `host` and `port`. Raises KitError where it cannot listen."""
+
+    def __init__(
+        self,
+        stock: Shelf,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        on_request: Callable[[Exchange], None] = lambda exchange: None,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        self._hub = HubApi(_served(stock, model) for model in stock.models)
+        self._tree = ServedModel("", stock.digest, stock.folder, tuple(_listed(stock)))
+        self._files = {file.path: file for file in self._tree.files}
+        self._closed = tuple(path for model in stock.kept_back for path in _paths_of(model))
+        self._index = _index(stock.sums)
+        super().__init__(host, port, on_request, timeout)
+
+    def answer(self, request: Request) -> Answer:
+        path = unquote(request.path).removeprefix("/")
+        if path.startswith(self._closed):
+            return hub_endpoints.error(403, "GatedRepo", "This model is gated, and this mirror does not hand it out")
+        if file := self._files.get(path):
+            opened = http_server.part_of(
+                request, file.size, file.etag, lambda: open_file(self._tree, file), {"Content-Type": _kind(path)}
+            )
+            return opened or hub_endpoints.error(500, "", "The file is no longer whole on this server")
+        if path == "simple" or path.startswith("simple/"):
+            return self._index_page(request.path, path)
+        if not path:
+            return Answer(
+                200, {"Content-Type": "text/plain; charset=utf-8"}, Text(b"base-model-kit mirror: see /README\n")
+            )
+        return self._hub.answer(request)
+
+    def _index_page(self, asked: str, path: str) -> Answer:
+        name = path.removeprefix("simple").strip("/")
+        if name != locks.normal(name) or (name and name not in self._index):
+            return hub_endpoints.error(404, "", "Not found")
+        if not path.endswith("/"):
+            return Answer(301, {"Location": f"/simple/{name}/" if name else "/simple/"})
+        links = self._index[name] if name else [f'<a href="{each}/">{each}</a>' for each in self._index]
+        page = "<!DOCTYPE html><html><body>\n" + "<br>\n".join(links) + "\n</body></html>\n"
+        return Answer(200, {"Content-Type": "text/html; charset=utf-8"}, Text(page.encode()))
+
+
+def _paths_of(model: Model) -> list[str]:
+    """What the paths of everything of a model begin with: in the bundle, and on the Hub."""
+    name = repo_id(model)
+    return [f"{bundle.MODELS}/{model.name}/", f"{name}/", f"api/models/{name}"]
+
+
+def _listed(stock: Shelf) -> Iterable[ServedFile]:
+    """The bundle's files, and SHA256SUMS itself; of models, those that are handed out."""
+    closed = tuple(f"{bundle.MODELS}/{model.name}/" for model in stock.kept_back)
+    for path, sha256 in {**stock.sums, bundle.SUMS: stock.digest}.items():
+        if not path.startswith(closed):
+            yield ServedFile(path, (stock.folder / path).stat().st_size, sha256, "", lfs=True)
+
+
+def _served(stock: Shelf, model: Model) -> ServedModel:
+    """A model as the Hub has it: what a run needs, its licence's texts and its notice."""
+    folder = stock.folder / bundle.MODELS / model.name
+    listed = [file.path for file in model.files]
+    texts = [path for path in bundle.models_in(stock.sums)[model.name] if path not in listed]
+    more = [
+        ModelFile(path, (folder / path).stat().st_size, stock.sums[f"{bundle.MODELS}/{model.name}/{path}"])
+        for path in texts
+    ]
+    return served_folder(repo_id(model), revision(model), folder, [*model.files, *more])
+
+
+def _index(sums: Sums) -> dict[str, list[str]]:
+    """The links of each package's page, with the sha256 that pip and uv compare."""
+    pages: dict[str, list[str]] = {}
+    for name, sha256 in sorted(bundle.wheels_in(sums).items()):
+        link = f'<a href="/{bundle.WHEELS}/{quote(name)}#sha256={sha256}">{html.escape(name)}</a>'
+        pages.setdefault(wheels.package(name)[0], []).append(link)
+    return pages
+
+
+def _kind(path: str) -> str:
+    return "text/plain; charset=utf-8" if "/" not in path else "application/octet-stream"
+
+
+# --- The addresses under which other machines reach this one ----------------------------------------------------------
+
+
+# The first is nobody's (RFC 5737): a route to it is the default route. The others are what a room's router without one,
+# or a bare switch, gives. Nothing is sent to any of them.
+PLACES = ["192.0.2.1", *(f"192.168.{net}.1" for net in (0, 1, 2, 8, 10, 50, 88, 100, 178)), "10.0.0.1", "172.16.0.1"]
+PLACES.append("169.254.1.1")
+
+
+def of_this_machine() -> str | None:
+    """The address that this machine has in its network; None for one that has no network."""
+    for place in PLACES:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect((place, 9))
+                address = str(probe.getsockname()[0])
+            except OSError:
+                continue
+        if not address.startswith("127."):
+            return address
+    return None

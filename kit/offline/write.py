@@ -1,0 +1,294 @@
+"""dist/<name>/ and dist/<name>.tar: the kit's source at the commit, the lock's wheels, models, licences, checksums.
+
+The same inputs give the same bytes. What is there and right is neither fetched nor copied again; the folder and the tar
+grow beside their names and are renamed when they are whole.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from kit import paths
+from kit.environment import lock as locks
+from kit.environment import wheels
+from kit.environment.lock import Target
+from kit.errors import KitError
+from kit.files import locked, sha256
+from kit.models import folder as model_folder
+from kit.models import licence
+from kit.models.registry import Model
+from kit.offline import bundle
+
+# The wheels of one target, for the disk check: no lock says their sizes (docs/measurements.md: 257 MB for Linux).
+WHEELS_BYTES = 320_000_000
+MARGIN = 50_000_000  # bytes that stay free
+EPOCH = 315_532_800  # 1980-01-01: the time of every file in the tar
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A finished bundle; `size` in bytes, of the tar."""
+
+    folder: Path
+    tar: Path
+    digest: str
+    size: int
+
+
+def make(models: Iterable[Model], targets: Iterable[Target], on_progress: Progress = lambda what, share: None) -> Made:
+    """Makes the bundle of the commit that is checked out. Raises KitError; safe to interrupt and to run again."""
+    models = sorted(models, key=lambda model: model.name)
+    targets = sorted(set(targets), key=str)
+    commit = clean_commit()
+    for model in models:
+        model_folder.check(model)
+        licence.require_licences(model, [path.name for path in model.folder.iterdir()])
+    dist = paths.ROOT / "dist"
+    folder = dist / f"base-model-kit-{commit[:12]}"
+    try:
+        with locked(dist / ".bundle.lock", lambda: on_progress("waiting for another bundle that is made here", 0)):
+            return _Work(folder, commit, models, targets, on_progress).run()
+    except OSError as error:
+        raise KitError(
+            f"{error.filename or 'dist/'} cannot be written: {error.strerror or error}.",
+            "free some room, or check who owns it; then the same command goes on",
+        ) from error
+
+
+def clean_commit() -> str:
+    """The commit that is checked out. Raises KitError where this is no clone, or it has changes."""
+    if not (paths.ROOT / ".git").exists():
+        raise KitError("a bundle holds the source at a commit, and this folder is no git clone.", "make it in a clone")
+    commit = _git("rev-parse", "HEAD").decode().strip()
+    changed = _git("status", "--porcelain", "--untracked-files=no").decode("utf-8", "replace").splitlines()
+    if changed:
+        names = ", ".join(line[3:] for line in changed[:3]) + (" …" if len(changed) > 3 else "")
+        raise KitError(
+            f"a bundle holds the source at a commit, and there are changes that are not committed: {names}.",
+            "git commit (or git stash), then the same command",
+        )
+    return commit
+
+
+def _git(*words: str) -> bytes:
+    try:
+        done = subprocess.run(["git", *words], cwd=paths.ROOT, capture_output=True, check=False)
+    except OSError as error:
+        raise KitError("git is needed to make a bundle, and it does not run.", "install git") from error
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise KitError(f"git {words[0]} failed: {' '.join(said)}", "check the clone: git status")
+    return done.stdout
+
+
+class _Work:
+    def __init__(
+        self, folder: Path, commit: str, models: list[Model], targets: list[Target], on_progress: Progress
+    ) -> None:
+        self.folder, self.commit, self.models, self.targets = folder, commit, models, targets
+        self.on_progress = on_progress
+        self.partial = folder.with_name(f".{folder.name}.partial")
+        self.executable: set[str] = set()
+
+    def run(self) -> Made:
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._reuse()
+        self._check_disk()
+        self._write_kit()
+        self._fetch_wheels()
+        self._link_models()
+        readme = readme_text(self.commit, self.models, self.targets)
+        (self.partial / bundle.README).write_text(readme, encoding="utf-8")
+        sums = self._sums()
+        (self.partial / bundle.SUMS).write_bytes(bundle.format_sums(sums))
+        tar = self._write_tar(sums)
+        self._move_into_place(tar)
+        final = self.folder.with_name(f"{self.folder.name}.tar")
+        digest = bundle.digest(bundle.format_sums(sums))
+        return Made(self.folder, final, digest, final.stat().st_size)
+
+    def _reuse(self) -> None:
+        """Wheels that earlier bundles have, finished or not: each is proved before it counts."""
+        place = self.partial / bundle.WHEELS
+        place.mkdir(exist_ok=True)
+        for wheel in self.folder.parent.glob(f"*base-model-kit-*/{bundle.WHEELS}/*.whl"):
+            if not (place / wheel.name).exists():
+                _link(wheel, place / wheel.name)
+        for left in self.folder.parent.glob(".base-model-kit-*.partial"):
+            if left != self.partial:
+                _remove(left)
+
+    def _check_disk(self) -> None:
+        """Raises KitError before the first byte where the bundle does not fit."""
+        there = self.partial / bundle.WHEELS
+        have = sum(wheel.stat().st_size for wheel in there.glob("*.whl"))
+        fetching = sum(WHEELS_BYTES for target in self.targets if wheels.missing(target, there))
+        size = sum(model.size for model in self.models)
+        copied = 0 if self.partial.stat().st_dev == paths.MODELS.stat().st_dev else size
+        needed = 2 * fetching + have + size + copied + MARGIN
+        free = shutil.disk_usage(self.partial).free
+        if free < needed:
+            raise KitError(
+                f"the bundle needs {needed / 1e9:.2f} GB on this disk, and {free / 1e9:.2f} GB are free.",
+                "free some room, then the same command",
+            )
+
+    def _write_kit(self) -> None:
+        place = self.partial / bundle.KIT
+        shutil.rmtree(place, ignore_errors=True)
+        with tarfile.open(fileobj=io.BytesIO(_git("archive", "--format=tar", self.commit))) as archive:
+            for member in archive:
+                if member.isdir() or member.name == "pax_global_header":
+                    continue
+                content = archive.extractfile(member)
+                if content is None or not member.isreg():
+                    raise KitError(f"{member.name} is a link, and a bundle has files only.", "git rm it, and commit")
+                bundle.check_path(member.name)
+                target = place / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
+                if member.mode & 0o100:
+                    target.chmod(0o755)
+                    self.executable.add(f"{bundle.KIT}/{member.name}")
+
+    def _fetch_wheels(self) -> None:
+        place = self.partial / bundle.WHEELS
+        keep = set()
+        for target in self.targets:
+            if missing := wheels.missing(target, place):
+                report = partial(self.on_progress, f"wheels for {target}: fetching {len(missing)}")
+                report(0)
+                wheels.fetch(target, missing, place, report)
+            keep |= {wheels.wheel_of(pin, target, place) for pin in locks.pins(target)}
+        for path in place.iterdir():
+            if path not in keep:
+                _remove(path)
+
+    def _link_models(self) -> None:
+        place = self.partial / bundle.MODELS
+        shutil.rmtree(place, ignore_errors=True)
+        for model in self.models:
+            for path in [file.path for file in model.files] + list(model.licence_files):
+                (place / model.name / path).parent.mkdir(parents=True, exist_ok=True)
+                _link(model.folder / path, place / model.name / path)
+            if duty := licence.duty(model):
+                (place / model.name / licence.NOTICE).write_text(duty.notice, encoding="utf-8")
+
+    def _sums(self) -> dict[str, str]:
+        """The sha256 of every file, the models' held against their pins."""
+        paths = [path for path, _ in bundle.listing(self.partial) if path != bundle.SUMS]
+        total = sum((self.partial / path).stat().st_size for path in paths) or 1
+        done, sums = 0, {}
+        for path in paths:
+            sums[path] = sha256(self.partial / path)
+            done += (self.partial / path).stat().st_size
+            self.on_progress("checksums", done / total)
+        for model in self.models:
+            for file in model.files:
+                if sums[f"{bundle.MODELS}/{model.name}/{file.path}"] != file.sha256:
+                    raise KitError(
+                        f"models/{model.name}/{file.path} is altered: its sha256 is not the pinned one.",
+                        model_folder.repair(model),
+                    )
+        return sums
+
+    def _write_tar(self, sums: dict[str, str]) -> Path:
+        growing = self.folder.with_name(f".{self.folder.name}.tar.partial")
+        total, done = sum((self.partial / path).stat().st_size for path in sums) or 1, 0
+        # Names of wheels are longer than USTAR's 100 letters. Nothing but what is set here gets into a header.
+        with tarfile.open(growing, "w", format=tarfile.PAX_FORMAT) as tar:
+            tar.copybufsize = 1 << 20  # type: ignore[attr-defined]
+            for path in [bundle.SUMS, *sorted(sums)]:
+                entry = tarfile.TarInfo(f"{self.folder.name}/{path}")
+                entry.size = (self.partial / path).stat().st_size
+                entry.mtime, entry.mode = EPOCH, 0o755 if path in self.executable else 0o644
+                with (self.partial / path).open("rb") as file:
+                    tar.addfile(entry, file)
+                done += entry.size
+                self.on_progress("tar", done / total)
+        return growing
+
+    def _move_into_place(self, tar: Path) -> None:
+        old = self.folder.with_name(f".{self.folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if self.folder.exists():
+            self.folder.rename(old)
+        self.partial.rename(self.folder)
+        tar.replace(self.folder.with_name(f"{self.folder.name}.tar"))
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """A hard link where the file system allows: no room, no time. The kit replaces files and never writes into them."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+# --- The README of a bundle -------------------------------------------------------------------------------------------
+
+
+TEXT = """\
+base-model-kit, commit {commit}: a bundle for machines without a network
+{shown}
+  kit/        the source at that commit, as a clone has it
+  wheels/     Python packages, as env/lock/ pins them, for {targets}
+  models/     {names}
+  SHA256SUMS  the sha256 of every other file here
+
+Set up a clone of that commit (or a copy of kit/) from this folder, from its .tar, or from a mirror of it:
+
+  cp -R kit ~/base-model-kit && cd ~/base-model-kit
+  make setup BUNDLE=/path/to/this/folder SHA256=<digest>
+  make run
+
+The digest is what `make bundle` printed where this was made; ask for it by another way than the one that this came by.
+It is the sha256 of SHA256SUMS (shasum -a 256 SHA256SUMS). If you take kit/ from here and not from a clone, compare it
+before you run anything, and check the files: shasum -a 256 -c --quiet SHA256SUMS
+
+Licences
+{licences}"""
+
+
+def readme_text(commit: str, models: Iterable[Model], targets: Iterable[Target]) -> str:
+    """The README for these models and targets."""
+    models = list(models)
+    duties = {model.name: licence.duty(model) for model in models}
+    shown = sorted({duty.shown for duty in duties.values() if duty})
+    return TEXT.format(
+        commit=commit,
+        shown="".join(f"\n{words}\n" for words in shown),
+        targets=", ".join(f"{target.platform} with Python {target.python}" for target in targets),
+        names=", ".join(model.name for model in models),
+        licences="\n".join(
+            ["  base-model-kit: MIT (kit/LICENSE); each package its own, in its wheel", *map(_of, models)]
+        )
+        + "\n",
+    )
+
+
+def _of(model: Model) -> str:
+    files = [path for path in (*model.licence_files, *(file.path for file in model.files)) if "LICENSE" in path]
+    files += [path for path in model.licence_files if path not in files]
+    files += [licence.NOTICE] if licence.duty(model) else []
+    where = f" (models/{model.name}/: {', '.join(files)})" if files else ""
+    source = f"https://huggingface.co/{model.repo_id} at {model.revision}" if model.repo_id else model.revision
+    return f"  {model.name} = {model.title}: {model.licence}{where}, from {source}"

@@ -1,0 +1,1 @@
+"""The proof that this machine computes what the reference says."""
