@@ -12,16 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from kit import paths
+from kit import paths, settings
 from kit.bench import stats
 from kit.bench.plan import Combination, Plan
 from kit.engines import methods
 from kit.environment import facts
 from kit.errors import KitError
+from kit.files import Progress, silent
 
 if TYPE_CHECKING:
     import psutil
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 # llama.cpp, whose threads wait for each other, decodes a tenth slower.
 LOOK = 0.25
 # What would decide about a run besides what the bench asks for.
-FOREIGN = tuple(
-    "PROMPT PROMPT_FILE FROM RECORD JSON MODEL DEVICE METHOD DTYPE QUANT MAX_NEW_TOKENS TEMPERATURE SEED".split()
-)
+FOREIGN = ("KIT_TYPED", *(variable.name for variable in settings.taken_by("run")))
 # One after the other, they are the whole process: `rest_s` is Python's own start, and its end.
 PHASES = ("rest_s", "import_s", "load_s", "first_token_s", "decode_s")
 
@@ -147,9 +145,6 @@ def _read(said: dict[str, Any], plan: Plan, combination: Combination, seconds: f
 BANDWIDTH = "import sys; from kit.bench import roofline; print(roofline.measure(sys.argv[1]))"
 NAMES = tuple(column.name for column in fields(Run))
 
-# What comes now, how many steps are done, and of how many.
-Step = Callable[[str, int, int], None]
-
 
 @dataclass
 class Row:
@@ -194,7 +189,7 @@ class Bench:
         return stats.of(row.values("decode_tokens_per_s")).median / ceiling if ceiling and row.runs else None
 
 
-def run(plan: Plan, command: list[str], on_step: Step = lambda what, done, count: None) -> Bench:
+def run(plan: Plan, command: list[str], on_step: Progress = silent) -> Bench:
     """Runs the plan; `command` is the verb `run`. A combination that fails is left out of the turns that follow.
 
     Ctrl-C ends it early, and what was measured until then counts.
