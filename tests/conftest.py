@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from kit.models import folder as model_folder
 from kit.models import registry
 from kit.models.registry import Model
 from kit.paths import ROOT
+from tests import warm
 
 # What the caller's environment, make, and other tools may hold that would decide about a test.
 FOREIGN = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "JSON", "QUANT", "FROM", "FORCE", "RECORD", "BUNDLE"}
@@ -54,7 +55,7 @@ def run_command(
     timeout: int = 240,
 ) -> Done:
     done = subprocess.run(
-        command,
+        warm.command(command, env or {}),
         cwd=cwd,
         env=clean_environment() | ({} if cwd == ROOT else {"KIT_DOTENV": ""}) | (env or {}),
         input=stdin,
@@ -122,15 +123,42 @@ def own_files() -> list[str]:
     ]
 
 
-@pytest.fixture
-def kit_copy(tmp_path: Path) -> Path:
-    """A copy of the kit whose starter model is whole, in files of its own, so that a test may break them."""
-    folder = copy_kit(tmp_path / "kit")
-    (folder / "models").mkdir()
-    # Not the GGUF files that were written from it: a test makes its own.
+@pytest.fixture(scope="session")
+def kit_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `kit_copy` is copied from: the kit, and the starter without the GGUF files that were written from it."""
+    folder = copy_kit(tmp_path_factory.mktemp("once") / "kit")
     written = shutil.ignore_patterns("*-bf16.gguf*", "*-q8_0.gguf*", "*-q4_0.gguf*")
     shutil.copytree(ROOT / "models" / "starter", folder / "models" / "starter", ignore=written)
     return folder
+
+
+@pytest.fixture
+def kit_copy(tmp_path: Path, kit_once: Path) -> Iterator[Path]:
+    """A copy of the kit whose starter model is whole, in files of its own, so that a test may break them: but for the
+    two large ones, which all copies share until a test asks for `own_file`."""
+    weights = kit_once / "models" / "starter" / "model.safetensors"
+    before = weights.stat()
+    yield copy_linked(kit_once, tmp_path / "kit")
+    assert weights.stat().st_mtime_ns == before.st_mtime_ns, "a test wrote into the weights of all: use own_file"
+
+
+def copy_linked(source: Path, target: Path) -> Path:
+    """A copy of a folder in which files over 50 MB are the same ones (0.1 s, where copies of the starter take 0.8)."""
+
+    def copy(one: str, other: str) -> None:
+        if os.path.getsize(one) > 50_000_000:
+            os.link(one, other)
+        else:
+            shutil.copy2(one, other)
+
+    return Path(shutil.copytree(source, target, copy_function=copy))
+
+
+def own_file(path: Path) -> Path:
+    """The file as one of the test's own, to be altered in place."""
+    copied = path.with_name(f".{path.name}.own")
+    shutil.copy2(path, copied)
+    return copied.replace(path)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kit.paths import ROOT
-from tests.conftest import clean_environment, run_command
+from tests.conftest import clean_environment, own_file, run_command
 from tests.docker_kit import compose, containers, image, tidy_engine, verb
 from tests.test_run import KEYS
 
@@ -277,7 +277,7 @@ def test_a_full_disk_behind_the_output_is_an_error():
 def test_a_model_that_was_copied_runs_from_the_read_only_mount(kit_copy):
     """Other times than its stamp says: it is hashed, and the new stamp cannot be written."""
     for path in (kit_copy / "models" / "starter").iterdir():
-        os.utime(path, ns=(1, 1))
+        os.utime(own_file(path), ns=(1, 1))
     os.utime(kit_copy / "env" / "models.toml", ns=(0, 0))
     done = verb("run", cwd=kit_copy, MAX_NEW_TOKENS="1")
     assert done.status == 0, done.err

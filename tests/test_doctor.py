@@ -17,7 +17,7 @@ from kit.doctor.check import FAIL, OK, WARN
 from kit.environment.machine import Machine
 from kit.errors import KitError
 from kit.paths import ROOT
-from tests.conftest import clean_environment, copy_kit, run_command
+from tests.conftest import clean_environment, copy_kit, own_file, run_command
 
 FIRST_STAGE = ["kit/errors", "kit/paths", "kit/files", "kit/settings", "kit/environment/machine", "kit/models/registry"]
 FIRST_STAGE += ["kit/models/folder", "kit/doctor/check", "kit/doctor/before_venv", "scripts/doctor"]
@@ -235,7 +235,7 @@ class TestEnvironment:
 
 
 def test_the_starters_hashes(kit_copy, script):
-    path = kit_copy / "models" / "starter" / "model.safetensors"
+    path = own_file(kit_copy / "models" / "starter" / "model.safetensors")
     status = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -19,7 +19,7 @@ from kit.errors import KitError, WrongUsage
 from kit.files import sha256
 from kit.models import gguf_files, registry
 from tests import answers
-from tests.conftest import Done, run_command
+from tests.conftest import Done, own_file, run_command
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_file_of_other_weights_or_of_an_older_converter_is_written_anew(own):
 
 
 def test_an_altered_model_is_named_before_anything_is_written(own):
-    with (own.folder / "model.safetensors").open("r+b") as file:
+    with own_file(own.folder / "model.safetensors").open("r+b") as file:
         file.seek(1000)
         file.write(b"x")
     with pytest.raises(KitError, match=r"models/starter/model\.safetensors is altered"):

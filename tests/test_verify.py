@@ -13,7 +13,7 @@ import pytest
 from kit.models import registry
 from kit.paths import ROOT
 from kit.verify import golden, readiness, stages
-from tests.conftest import Done, run_command
+from tests.conftest import Done, own_file, run_command
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_float32_on_the_cpu_alone_is_replayed_once(quick, script):
 
 
 def test_altered_weights_are_named_before_anything_is_loaded(quick, script):
-    path = quick / "models" / "starter" / "model.safetensors"
+    path = own_file(quick / "models" / "starter" / "model.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
