@@ -16,8 +16,14 @@ from kit.bench.plan import Combination
 from kit.errors import KitError, WrongUsage
 from kit.models import registry
 from kit.paths import ROOT
+from tests import warm
 
-RUN = [sys.executable, "-m", "scripts.run"]
+
+@pytest.fixture
+def run_verb(monkeypatch) -> list[str]:
+    """The verb of one run, where the bandwidth is not known. `done` measures it, and has runs that start from nothing."""
+    monkeypatch.setattr(experiment, "_bandwidth", lambda device: None)
+    return warm.command([sys.executable, "-m", "scripts.run"], {})
 
 
 def plan(model, methods="manual,llamacpp", devices="auto", dtypes="", quants=None, turns=1):
@@ -182,11 +188,11 @@ def test_an_unknown_quant_behind_a_known_one_is_refused_before_a_file_is_written
         plan(starter, methods="llamacpp", quants="q8_0,q5_k")
 
 
-def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, tmp_path, monkeypatch):
+def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, run_verb, tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("PROMPT_FILE=/nowhere.txt\nJSON=0\nMETHOD=manual\nSEED=3\n")
     (tmp_path / ".env").chmod(0o600)
     monkeypatch.setenv("KIT_DOTENV", str(tmp_path / ".env"))
-    (row,) = experiment.run(plan(starter, methods="llamacpp"), RUN).rows
+    (row,) = experiment.run(plan(starter, methods="llamacpp"), run_verb).rows
     assert row.failure is None
     assert len(row.runs) == 1
 
@@ -198,7 +204,9 @@ def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, tmp_path,
         (KitError("it does not fit"), "it does not fit"),
     ],
 )
-def test_times_are_written_down_when_the_quality_cannot_be_measured(starter, trouble, says, monkeypatch, tmp_path):
+def test_times_are_written_down_when_the_quality_cannot_be_measured(
+    starter, run_verb, trouble, says, monkeypatch, tmp_path
+):
     from scripts import bench as verb
 
     def measure(bench, progress):
@@ -254,13 +262,13 @@ def test_bytes_of_a_token_count_every_weight_once(starter):
 # --- What goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_combination_that_fails_is_named_and_the_others_go_on(starter, tmp_path):
+def test_a_combination_that_fails_is_named_and_the_others_go_on(starter, run_verb, tmp_path):
     """The stand-in for a machine that is too small: a verb that fails for one method."""
     verb = tmp_path / "verb.py"
     verb.write_text(
-        f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import os, sys\n"
         "if '--method=llamacpp' in sys.argv: sys.exit('error: it does not fit')\n"
-        "sys.argv[0] = 'run'; runpy.run_module('scripts.run', run_name='__main__')\n"
+        f"os.execv(sys.executable, {run_verb} + sys.argv[1:])\n"
     )
     found = experiment.run(plan(starter), [sys.executable, str(verb)])
     manual, llamacpp = found.rows
@@ -282,23 +290,23 @@ def test_another_device_than_asked_for_is_no_measurement(starter):
         experiment._read(said, asked, other, 1.0, 1)
 
 
-def test_ctrl_c_keeps_what_was_measured(starter):
+def test_ctrl_c_keeps_what_was_measured(starter, run_verb):
     def press(what: str, done: int, count: int) -> None:
         if what.startswith("turn 2"):
             raise KeyboardInterrupt
 
-    found = experiment.run(plan(starter, methods="llamacpp", turns=9), RUN, press)
+    found = experiment.run(plan(starter, methods="llamacpp", turns=9), run_verb, press)
     assert [len(each.runs) for each in found.rows] == [1]
     assert found.interrupted
     assert found.runs_done == 1
 
 
-def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter):
+def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter, run_verb):
     def press(what: str, done: int, count: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(plan(starter, methods="llamacpp"), RUN, press)
+        experiment.run(plan(starter, methods="llamacpp"), run_verb, press)
 
 
 def test_reports_that_cannot_be_written_say_so(done, tmp_path, monkeypatch):

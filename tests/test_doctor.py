@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.doctor import before_venv, in_venv
+from kit.doctor import before_venv, hub, in_venv
 from kit.doctor import check as checks
 from kit.doctor.check import FAIL, OK, WARN
 from kit.environment.machine import Machine
@@ -41,8 +41,9 @@ def _runs(python: str) -> bool:
 
 
 def test_a_whole_clone_is_ok_throughout(make):
-    done = make("doctor")
+    done = make("doctor", env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert done.status == 0, done.out
+    assert done.out.count("skipped: starter does not come from the Hub") == len(hub.NAMES)
     ids = re.findall(r"^ (?:ok  |WARN)  (D\d\d) ", done.out, re.MULTILINE)
     assert ids == [entry[0] for entry in listed()]
     assert re.search(r"D08 starter .*every sha256 as pinned", done.out)

@@ -30,7 +30,7 @@ from tests.hub import (
 )
 from tests.hub_kit import TOKEN, HubKit, hub_kit, section
 
-BIG = 300_000_000
+BIG = 120_000_000
 WEIGHTS = "model.safetensors"
 LICENCES = ["LICENSE.txt", "USE_POLICY.md"]
 
@@ -177,8 +177,7 @@ def test_a_stall_is_noticed_within_30_seconds():
     assert transfer.SLOW_WINDOW <= 30
 
 
-@pytest.mark.parametrize("name", ["tiny", "gated"])
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("status", "name"), [(429, "tiny"), (503, "gated")])
 def test_retry_after_is_honoured_by_the_first_request_as_by_any_other(kit, served, status, name):
     kit.hub.misbehave("*", Status(status, retry_after=2), times=1)
     started = time.monotonic()
@@ -278,11 +277,11 @@ def test_a_disk_without_room_is_an_error_before_the_first_byte(kit):
 
 @pytest.fixture
 def small_disk(kit):
-    """models/ on a file system of 200 MB."""
+    """models/ on a file system of 80 MB."""
     folder = kit.folder / "models"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root, on Linux")
@@ -376,8 +375,8 @@ def test_a_mirror_without_the_licence_does_not_fail_a_model_that_is_whole(kit, s
 
 
 def test_a_disk_that_takes_a_part_of_a_write_is_no_whole_file(kit, served):
-    """A limit of 102 MB inside a piece of the file: what is over it is neither written nor believed to be."""
-    command = ["sh", "-c", f"ulimit -f 199999; exec {sys.executable} -m scripts.download --model big"]
+    """A limit of 51 MB inside a piece of the file: what is over it is neither written nor believed to be."""
+    command = ["sh", "-c", f"ulimit -f 99999; exec {sys.executable} -m scripts.download --model big"]
     full = run_command(command, cwd=kit.folder, env=kit.environment())
     assert full.status == 1
     assert "cannot be written: File too large" in full.err

@@ -53,7 +53,7 @@ def test_a_second_run_does_no_set_up(make):
     make("setup")
     watched = [ROOT / ".venv" / "ready", ROOT / "models" / "starter" / ".verified.json", ROOT / ".venv" / "warm"]
     before = [path.stat().st_mtime_ns for path in watched]
-    done = make("run", "MAX_NEW_TOKENS=1")
+    done = make("run", "MAX_NEW_TOKENS=1", "METHOD=llamacpp")
     assert done.status == 0
     assert [path.stat().st_mtime_ns for path in watched] == before
     for word in ("making", "installing", "compiling", "fetching", "converting"):

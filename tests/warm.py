@@ -91,7 +91,9 @@ def work(streams: list[int], verb: str, arguments: list[str], folder: str, envir
     os._exit(status)
 
 
-def ask(path: str, verb: str, arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> int:
+def ask(
+    path: str, verb: str, arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]
+) -> int:
     """The exit status of the verb, negative for a signal's."""
     request = {"verb": verb, "arguments": arguments, "folder": folder, "environment": environment}
     data = json.dumps(request).encode()
