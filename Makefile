@@ -53,7 +53,7 @@ run: $(starter) ## One completion, streamed (MODEL DEVICE METHOD PROMPT PROMPT_F
 
 .PHONY: test
 test: development $(starter) ## The tests (a few minutes, no internet)
-	@$(python) -m pytest -q -n auto --dist loadfile -m "not slow" tests
+	@$(python) -m pytest -q -n auto --dist worksteal -m "not slow" tests
 
 ##@ Set up
 
@@ -134,7 +134,7 @@ docker-download: ## The same as download (MODEL)
 	@sh env/docker.sh download
 
 .PHONY: docker-test
-docker-test: ## The tests, in the container
+docker-test: ## The tests of what the container has its own of, in it
 	@sh env/docker.sh test
 
 ##@ Maintain
@@ -153,7 +153,7 @@ lint: development ## ruff, mypy, sh -n, and no token in any file
 
 .PHONY: test-slow
 test-slow: development $(starter) ## What takes minutes: set-up from nothing, and what can go wrong in it
-	@$(python) -m pytest -q -m slow tests
+	@$(python) -m pytest -q -n auto --maxprocesses 3 --dist loadgroup -m slow tests
 
 .PHONY: clean
 clean: ## Removes .venv and caches

@@ -21,7 +21,7 @@ from tests import warm
 
 @pytest.fixture
 def run_verb(monkeypatch) -> list[str]:
-    """The verb of one run, where the bandwidth is not known. `done` measures it, and has runs that start from nothing."""
+    """The verb of one run; the bandwidth is not known. `done` measures it, and its runs start from nothing."""
     monkeypatch.setattr(experiment, "_bandwidth", lambda device: None)
     return warm.command([sys.executable, "-m", "scripts.run"], {})
 
@@ -48,6 +48,7 @@ def done(tmp_path_factory):
     return ended, report, json.loads(report.read_text())
 
 
+@pytest.mark.container
 def test_a_row_for_each_combination_and_a_run_for_each_turn(done):
     rows = done[2]["rows"]
     assert [(row["method"], row["device"], row["dtype"], row["quant"]) for row in rows] == [
@@ -127,6 +128,7 @@ def test_stdout_is_the_table_and_the_conclusions_and_so_is_the_file(done):
     assert "MPS against CPU stays open here" in table or document["without_mps"] is None
 
 
+@pytest.mark.container
 def test_the_picture_is_a_png_of_a_readable_size(done):
     content = done[1].with_suffix(".png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"

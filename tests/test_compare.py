@@ -127,6 +127,7 @@ def test_from_names_the_kind_that_it_was_given(script, tmp_path):
     assert "next: ls reports/run-*" in done.err
 
 
+@pytest.mark.container
 def test_a_recorded_run_repeats_with_the_same_tokens(recorded, script):
     folder, path, first = recorded
     done = script("run", "--from", str(path), cwd=folder, env={"MODEL": ""})

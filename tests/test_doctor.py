@@ -40,6 +40,7 @@ def _runs(python: str) -> bool:
     return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.container
 def test_a_whole_clone_is_ok_throughout(make):
     done = make("doctor", env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert done.status == 0, done.out
@@ -49,6 +50,7 @@ def test_a_whole_clone_is_ok_throughout(make):
     assert re.search(r"D08 starter .*every sha256 as pinned", done.out)
 
 
+@pytest.mark.container
 def test_json_is_one_document(make):
     document = json.loads(make("doctor", "JSON=1").out)
     assert document["ok"] is True

@@ -79,6 +79,7 @@ def sent(kit: HubKit, path: str = WEIGHTS) -> int:
 
 
 @pytest.mark.parametrize("name", ["tiny", "gated"])
+@pytest.mark.container
 def test_an_open_and_a_gated_model_arrive_whole_and_run_without_network_or_token(kit, served, name, tmp_path):
     done = kit.run("download", "--model", name, HF_TOKEN=TOKEN if name == "gated" else "")
     assert done.status == 0, done.err
@@ -116,6 +117,7 @@ def test_only_what_is_missing_or_altered_is_fetched(kit, served):
     assert len(kit.hub.asked(WEIGHTS, "GET")) == before
 
 
+@pytest.mark.container
 def test_after_kill_9_at_60_percent_the_next_run_transfers_at_most_45(kit, served):
     order = kit.hub.misbehave(WEIGHTS, Stall(after=BIG * 60 // 100), times=1)
     command = [sys.executable, "-m", "scripts.download", "--model", "big"]
@@ -252,6 +254,7 @@ def test_no_token_goes_to_an_open_model(kit):
     assert {record.authorization for record in kit.hub.requests} == {None}
 
 
+@pytest.mark.container
 def test_two_downloads_at_once_share_the_work(kit, served):
     done = []
     threads = [threading.Thread(target=lambda: done.append(kit.run("download", "--model", "big"))) for _ in range(2)]
@@ -265,6 +268,7 @@ def test_two_downloads_at_once_share_the_work(kit, served):
     assert "another download of big is at work: waiting for it" in done[0].err + done[1].err
 
 
+@pytest.mark.container
 def test_a_disk_without_room_is_an_error_before_the_first_byte(kit):
     toml = kit.folder / "env" / "models.toml"
     toml.write_text(toml.read_text().replace(f"size = {BIG}", f"size = {10**15}"))

@@ -169,6 +169,7 @@ def test_both_spellings_of_the_rope_settings_are_the_same():
 # --- Tensors ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.container
 def test_bf16_keeps_every_bit_and_permutes_the_heads_alone(starter, converted):
     known = GgufFile(converted())
     source = SafetensorsFile([starter.folder / "model.safetensors"])
@@ -206,6 +207,7 @@ def test_weights_in_several_files_give_the_same_bytes(small, tmp_path):
     assert (tmp_path / "parts.gguf").read_bytes() == convert(folder, tmp_path / "one.gguf", "q8_0").read_bytes()
 
 
+@pytest.mark.container
 def test_memory_holds_a_piece_and_not_the_model(starter, tmp_path):
     """A run that writes its file first reports its own peak, and not the conversion's."""
     program = (

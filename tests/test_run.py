@@ -37,6 +37,7 @@ ODD_PROMPTS = [
 ]
 
 
+@pytest.mark.container
 def test_stdout_is_the_completion_and_stderr_the_facts(make):
     done = make("run", "MAX_NEW_TOKENS=12", "DEVICE=cpu", "DTYPE=float32")
     assert done.status == 0
@@ -53,6 +54,7 @@ def test_auto_says_which_device_and_why(script):
     assert re.search(r"pipeline on (cpu|mps) \(.{10,}\), bfloat16 \(the checkpoint's own\)", done.err)
 
 
+@pytest.mark.container
 def test_json_is_one_document_on_one_line_with_the_agreed_keys(make):
     done = make("run", "JSON=1", "MAX_NEW_TOKENS=3", "METHOD=manual", "SEED=7")
     assert done.out.count("\n") == 1
@@ -93,6 +95,7 @@ def test_a_prompt_arrives_unchanged_and_nothing_in_it_runs(make_program, tmp_pat
     assert not list(tmp_path.rglob("pwned"))
 
 
+@pytest.mark.container
 def test_an_odd_prompt_reaches_the_model_through_make(make):
     prompt = " ".join(ODD_PROMPTS)
     done = make("run", f"PROMPT={prompt}", "JSON=1", "MAX_NEW_TOKENS=1", "METHOD=llamacpp")
@@ -100,6 +103,7 @@ def test_an_odd_prompt_reaches_the_model_through_make(make):
 
 
 @pytest.mark.parametrize("how", ["file", "stdin"])
+@pytest.mark.container
 def test_prompt_file_is_taken_byte_for_byte(script, tmp_path, how):
     prompt = "  leading\r\nand trailing \n\n"
     (tmp_path / "a prompt.txt").write_bytes(prompt.encode())
@@ -222,6 +226,7 @@ def test_a_traceback_only_with_kit_debug(script):
         ({"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}, "llamacpp"),
     ],
 )
+@pytest.mark.container
 def test_every_locale_gives_the_same_bytes(make, locale, method):
     done = make("run", "PROMPT=👋 नमस्ते", "JSON=1", "MAX_NEW_TOKENS=1", f"METHOD={method}", env=locale)
     assert done.status == 0, done.err
@@ -239,6 +244,7 @@ def test_a_reader_that_leaves_early_ends_the_run_quietly():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("option", [[], ["--json"]])
+@pytest.mark.container
 def test_a_full_disk_behind_stdout_is_said(option):
     command = warm.command([sys.executable, "-m", "scripts.run", "--max-new-tokens", "1", *option], {})
     done = run_command(["sh", "-c", f"exec {shlex.join(command)} >/dev/full"])
@@ -255,6 +261,7 @@ def test_a_full_disk_behind_stdout_is_said(option):
         ("2>&-", "pipeline", 0, '"\n', ""),
     ],
 )
+@pytest.mark.container
 def test_a_closed_stream_is_no_traceback(closed, method, status, out, says):
     words = f"--method {method} --max-new-tokens 1 {closed}"
     done = run_command(["sh", "-c", f"exec {sys.executable} -m scripts.run {words}"])
@@ -263,6 +270,7 @@ def test_a_closed_stream_is_no_traceback(closed, method, status, out, says):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.container
 def test_ctrl_c_stops_at_once_with_one_word():
     run = subprocess.Popen(
         [sys.executable, "-m", "scripts.run", "--max-new-tokens", "4000"],
@@ -296,6 +304,7 @@ def test_it_runs_from_a_path_with_spaces_and_other_letters(tmp_path, script):
         assert done.status == 0, done.err
 
 
+@pytest.mark.container
 def test_no_network_is_asked_for(script, tmp_path):
     """Every socket but a local one is refused inside the process; the run does not notice."""
     (tmp_path / "sitecustomize.py").write_text(

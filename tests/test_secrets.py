@@ -116,6 +116,7 @@ def run_and_search(kit: HubKit, verbs: list[list[str]], debug: str) -> None:
 
 @pytest.mark.parametrize("debug", ["", "1"])
 @pytest.mark.parametrize("state", ["success", "rejected", "broken"])
+@pytest.mark.container
 def test_no_output_no_file_and_no_process_holds_it(kit, state, debug):
     if state == "rejected":
         kit.hub.accounts = {}

@@ -42,6 +42,7 @@ def test_a_whole_one_is_left_alone(copied, no_network):
 
 
 @pytest.mark.parametrize("broken", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.container
 def test_an_altered_file_is_made_again_from_the_gguf_without_the_network(copied, no_network, broken):
     path = own_file(copied / broken)
     path.write_bytes(b"x" + path.read_bytes()[1:])

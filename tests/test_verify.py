@@ -30,6 +30,7 @@ def verify(folder: Path, script, *arguments: str, **env: str) -> Done:
     return script("verify", *arguments, cwd=folder, env=env)
 
 
+@pytest.mark.container
 def test_a_good_machine_is_verified_with_a_manifest_and_a_code(quick, script):
     done = verify(quick, script, "--device", "cpu")
     assert done.status == 0, done.err
@@ -51,6 +52,7 @@ def test_a_good_machine_is_verified_with_a_manifest_and_a_code(quick, script):
     assert all(flip["position"] > 0 and flip["explained"] for flip in flips)
 
 
+@pytest.mark.container
 def test_llama_cpp_is_verified_on_top_of_the_float32_replay(quick, script):
     done = verify(quick, script, "--method", "llamacpp")
     assert done.status == 0, done.err

@@ -80,7 +80,9 @@ def work(streams: list[int], verb: str, arguments: list[str], folder: str, envir
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
-        sys.stdin, sys.stdout, sys.stderr = (open(number, mode, encoding="utf-8") for number, mode in enumerate("rww"))
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, encoding="utf-8") for number, mode in enumerate("rww")
+        )
         sys.path[0], sys.argv = folder, [verb, *arguments]
         runpy.run_module(f"scripts.{verb}", run_name="__main__", alter_sys=True)
         status = 0
@@ -140,7 +142,7 @@ if __name__ == "__main__":
     if sys.argv[2] == "serve":
         serve(sys.argv[1])
     where, verb, *arguments = sys.argv[1:]
-    status = ask(where, verb, arguments, os.getcwd(), dict(os.environ), [0, 1, 2])
+    status = ask(where, verb, arguments, str(Path.cwd()), dict(os.environ), [0, 1, 2])
     if status < 0:
         os.kill(os.getpid(), -status)
     sys.exit(status)
