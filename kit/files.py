@@ -10,6 +10,13 @@ from pathlib import Path
 
 CHUNK = 1 << 20
 
+# What is being done, and the share of it that is done (0 to 1).
+Progress = Callable[[str, float], None]
+
+
+def silent(what: str, share: float) -> None:
+    """A Progress that shows nothing."""
+
 
 def sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
     """The file's sha256 in hex; `on_bytes` gets the size of each piece read."""

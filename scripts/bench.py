@@ -38,7 +38,7 @@ def names(text: str) -> list[str]:
     "quant_list",
     envvar="QUANTS",
     default="",
-    help=f"For llamacpp.  [default: {','.join(bench_plan.QUANTS)}; auto is the GGUF as shipped]",
+    help=f"For llamacpp.  [default: {','.join(bench_plan.USUAL['quant'])}; auto is the GGUF as shipped]",
 )
 @click.option(
     "--runs", envvar="RUNS", type=click.IntRange(1, 100), default=5, show_default=True, help="After a warm-up."
@@ -87,8 +87,8 @@ def bench(
             names(quant_list),
             runs,
             tokens,
-            progress,
         )
+        bench_plan.prepare(plan, progress)
     finally:
         progress.end()
     if prepare:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.core import ParameterSource
 
-from kit.engines import devices, methods
+from kit.engines import devices, methods, torch_engine
 from kit.models import gguf_files
 
 option_model = click.option(
@@ -29,7 +29,7 @@ option_dtype = click.option(
     envvar="DTYPE",
     default="auto",
     show_default=True,
-    metavar=f"[{'|'.join(devices.DTYPES)}]",
+    metavar=f"[{'|'.join(torch_engine.FORMATS)}]",
     help="For pipeline and manual: auto is the number format of the weights.",
 )
 option_method = click.option(
@@ -56,7 +56,8 @@ option_quant = click.option(
 def number_formats(context: click.Context, method: str, dtype: str, quant: str) -> tuple[str, str]:
     """`dtype` and `quant`, where .env set the one that the method does not have: auto. It stands there for other runs;
     what is typed for this one is refused further down."""
-    foreign = "dtype" if method == methods.LLAMACPP else "quant"
-    if context.get_parameter_source(foreign) is ParameterSource.DEFAULT_MAP:
-        return ("auto", quant) if foreign == "dtype" else (dtype, "auto")
-    return dtype, quant
+    asked = {"dtype": dtype, "quant": quant}
+    for name in asked:
+        if name != methods.of(method).setting and context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP:
+            asked[name] = "auto"
+    return asked["dtype"], asked["quant"]

@@ -118,7 +118,9 @@ def run(
 
     def show_device(chosen: Device) -> None:
         progress.end()
-        cli.note(f"{request.method} on {chosen.name} ({chosen.reason}), {chosen.dtype} ({chosen.dtype_reason}) …")
+        cli.note(
+            f"{request.method} on {chosen.name} ({chosen.reason}), {chosen.number_format} ({chosen.format_reason}) …"
+        )
         if not as_json:
             cli.note(f"> {abridged(request.prompt)}")
 

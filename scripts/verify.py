@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from kit import paths, reports
+from kit.engines.request import Request
 from kit.models import registry
 from kit.verify import readiness, stages
 from kit.verify.stages import Stage, Verification
@@ -63,7 +64,7 @@ def verify(
             progress.end()
             cli.note(f"env/golden/{model}.json is written: look at it, commit it, and others compare with it")
             return
-        done = stages.verify(found, device, dtype, method, quant, progress)
+        done = stages.verify(Request(found, "", method, device, dtype, quant=quant), progress)
     finally:
         progress.end()
     content = readiness.manifest(done)

@@ -18,7 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from kit import paths
-from kit.engines import devices
+from kit.engines import devices, torch_engine
 from kit.environment import machine
 from kit.models import folder as model_folder
 from kit.models import registry
@@ -178,9 +178,14 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Where tests go by group (make test-slow), a module is one, unless it says otherwise.
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     marked = [item for item in items if item.get_closest_marker("mps")]
-    obstacle = devices.mps_obstacle(machine.this()) if marked else None
+    obstacle = devices.mps_obstacle(machine.this(), torch_engine.obstacle) if marked else None
     for item in marked:
         if obstacle:
             item.add_marker(pytest.mark.skip(reason=f"needs a Mac's GPU: {obstacle[0]}"))

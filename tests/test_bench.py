@@ -10,11 +10,13 @@ import sys
 import pytest
 
 from kit import paths
-from kit.bench import experiment, roofline
+from kit.bench import experiment
 from kit.bench import plan as bench_plan
 from kit.bench.plan import Combination
+from kit.engines.llamacpp_engine import LlamacppEngine
+from kit.engines.methods import ManualEngine
 from kit.errors import KitError, WrongUsage
-from kit.models import registry
+from kit.models import gguf_files, registry
 from kit.paths import ROOT
 from tests import warm
 
@@ -185,7 +187,7 @@ def test_what_cannot_be_measured_is_refused_before_the_first_run(options, says, 
 
 
 def test_an_unknown_quant_behind_a_known_one_is_refused_before_a_file_is_written(starter, monkeypatch):
-    monkeypatch.setattr(bench_plan.quants, "ensure", lambda *_: pytest.fail("it began to write"))
+    monkeypatch.setattr(gguf_files, "ensure", lambda *_: pytest.fail("it began to write"))
     with pytest.raises(WrongUsage, match="QUANTS: q5_k is unknown"):
         plan(starter, methods="llamacpp", quants="q8_0,q5_k")
 
@@ -236,7 +238,7 @@ def test_with_mps_there_is_a_row_on_each_device(starter, monkeypatch):
     """Up to the boundary of the GPU: what is asked of each process."""
     from kit.engines import devices
 
-    monkeypatch.setattr(devices, "mps_obstacle", lambda here, own=None: None)
+    monkeypatch.setattr(devices, "mps_obstacle", lambda here, look: None)
     found = plan(starter)
     assert [(one.method, one.device) for one in found.combinations] == [
         *(("manual", "cpu"), ("manual", "mps"), ("llamacpp", "cpu"), ("llamacpp", "mps")),
@@ -256,9 +258,9 @@ def test_quality_of_random_weights_is_refused(script):
 
 
 def test_bytes_of_a_token_count_every_weight_once(starter):
-    assert roofline.of_torch(starter, "float32") == 2 * 269_030_016
+    assert ManualEngine(starter, "cpu", "float32").bytes_per_token() == 2 * 269_030_016
     # 3,432 bytes of the file are its header's; an embedding that is not the head is read a row a token.
-    assert roofline.of_gguf(starter.folder / "starter-q4_1.gguf") == 96_576_768
+    assert LlamacppEngine(starter, "cpu").bytes_per_token() == 96_576_768
 
 
 # --- What goes wrong --------------------------------------------------------------------------------------------------

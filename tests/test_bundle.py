@@ -84,7 +84,7 @@ def test_the_bundles_own_kit_knows_the_commit_that_it_was_made_of(here, tmp_path
     """A readiness code from it has to name the commit, and there is no git in it."""
     here.bundle()
     shutil.copytree(here.made / "kit", tmp_path / "from a stick")
-    program = "from kit import facts; print(facts.commit())"
+    program = "from kit.environment import facts; print(facts.commit())"
     done = run_command([sys.executable, "-c", program], cwd=tmp_path / "from a stick")
     assert done.out.strip() == here.git("rev-parse", "HEAD"), done.err
 
@@ -251,7 +251,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("margin", ["50_000_000", "-700_000_000"])
 def test_a_disk_that_is_too_small_is_said_before_the_first_byte_and_on_the_way(here, small_disk, margin):
-    writer = here.folder / "kit" / "bundle_writer.py"
+    writer = here.folder / "kit" / "offline" / "write.py"
     writer.write_text(writer.read_text().replace("MARGIN = 50_000_000", f"MARGIN = {margin}"))
     (here.folder / "filler").write_bytes(bytes(4_000_000))
     here.git("add", "-A")

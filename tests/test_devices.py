@@ -11,10 +11,17 @@ import re
 import pytest
 import torch
 
-from kit.engines import devices
+from kit.engines import devices, torch_engine
+from kit.engines.methods import ManualEngine
 from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
+from kit.models import folder as model_folder
+
+
+def choose(name: str) -> tuple[str, str]:
+    return devices.choose(name, torch_engine.obstacle)
+
 
 MAC = Machine(system="Darwin", arch="arm64", macos="15.3")
 
@@ -68,7 +75,7 @@ OBSTACLES = [
 def test_mps_asked_for_says_which_cause_it_is_and_what_to_type(on, here, torch_says, cause):
     on(here, **torch_says)
     with pytest.raises(KitError, match=rf"DEVICE=mps cannot run here: .*{cause}") as caught:
-        devices.choose("mps", "auto", "bfloat16")
+        choose("mps")
     assert caught.value.status == 1
     assert "make " in caught.value.hint
 
@@ -76,47 +83,47 @@ def test_mps_asked_for_says_which_cause_it_is_and_what_to_type(on, here, torch_s
 @pytest.mark.parametrize(("here", "torch_says", "cause"), OBSTACLES)
 def test_auto_takes_the_cpu_and_gives_the_same_cause_as_its_reason(on, here, torch_says, cause):
     on(here, **torch_says)
-    chosen = devices.choose("auto", "auto", "bfloat16")
-    assert chosen.name == "cpu"
-
-    assert re.search(cause, chosen.reason)
+    name, reason = choose("auto")
+    assert name == "cpu"
+    assert re.search(cause, reason)
 
 
 @pytest.mark.parametrize("name", ["mps", "auto"])
 def test_a_mac_where_it_works_gets_mps_after_one_operation_there(on, name):
     asked = on(MAC)
-    chosen = devices.choose(name, "auto", "bfloat16")
-    assert chosen.name == "mps"
-    assert chosen.reason
+    chosen, reason = choose(name)
+    assert chosen == "mps"
+    assert reason
     assert asked == ["mps"]
 
 
 def test_the_container_hint_is_the_native_command():
-    why, hint = devices.mps_obstacle(Machine("Linux", "aarch64", container=True)) or ("", "")
+    why, hint = devices.mps_obstacle(Machine("Linux", "aarch64", container=True), torch_engine.obstacle) or ("", "")
     assert "make run DEVICE=mps" in hint
     assert why
 
 
 def test_cpu_asks_nothing_about_the_machine(monkeypatch):
     monkeypatch.setattr(machine, "this", lambda: pytest.fail("asked"))
-    assert devices.choose("cpu", "auto", "bfloat16").name == "cpu"
+    assert choose("cpu")[0] == "cpu"
 
 
 @pytest.mark.parametrize("checkpoint", ["bfloat16", "float32"])
-def test_dtype_auto_is_the_checkpoints_own(checkpoint):
-    chosen = devices.choose("cpu", "auto", checkpoint)
-    assert (chosen.dtype, chosen.dtype_reason) == (checkpoint, "the checkpoint's own")
+def test_dtype_auto_is_the_checkpoints_own(checkpoint, starter, monkeypatch):
+    monkeypatch.setattr(model_folder, "checkpoint_dtype", lambda model: checkpoint)
+    chosen = ManualEngine(starter, "cpu").device
+    assert (chosen.number_format, chosen.format_reason) == (checkpoint, "the checkpoint's own")
 
 
-def test_a_dtype_that_was_asked_for_is_taken():
-    chosen = devices.choose("cpu", "float16", "bfloat16")
-    assert (chosen.dtype, chosen.dtype_reason) == ("float16", "asked for")
+def test_a_dtype_that_was_asked_for_is_taken(starter):
+    chosen = ManualEngine(starter, "cpu", "float16").device
+    assert (chosen.number_format, chosen.format_reason) == ("float16", "asked for")
 
 
-def test_unknown_names_are_refused_with_the_valid_ones():
+def test_unknown_names_are_refused_with_the_valid_ones(starter):
     with pytest.raises(WrongUsage, match=r"DEVICE=gpu is unknown\. Valid: auto, cpu, mps"):
-        devices.choose("gpu", "auto", "bfloat16")
+        choose("gpu")
     with pytest.raises(WrongUsage, match=r"DTYPE=int8 is unknown\. Valid: auto, bfloat16, float16, float32"):
-        devices.choose("cpu", "int8", "bfloat16")
+        ManualEngine(starter, "cpu", "int8")
     with pytest.raises(WrongUsage, match="CPU builds"):
-        devices.choose("cuda", "auto", "bfloat16")
+        choose("cuda")

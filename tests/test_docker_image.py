@@ -15,7 +15,7 @@ from kit.paths import ROOT
 from tests.conftest import clean_environment, copy_kit, run_command
 from tests.docker_kit import compose, docker, image, tidy_engine, verb
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]  # they share what `latest` names
 
 BOUND = 1_250_000_000  # bytes over the base, on x86_64, with what later versions of the kit add
 
@@ -170,7 +170,7 @@ def test_a_clones_dotenv_weights_and_reports_do_not_reach_a_build(kit_copy, stag
 
 def test_the_credentials_of_a_proxy_and_of_a_package_index_stay_in_no_layer(kit_copy):
     """All layers of the environment come from the cache, so nobody is asked."""
-    (kit_copy / "kit" / "machine.py").open("a").write(f"\n# {uuid.uuid4()}\n")  # an image of its own
+    (kit_copy / "kit" / "environment" / "machine.py").open("a").write(f"\n# {uuid.uuid4()}\n")  # an image of its own
     settings = {"HTTPS_PROXY": "http://ada:lovelace@127.0.0.1:9", "PIP_INDEX_URL": "http://ada:lovelace@127.0.0.1:9/"}
     done = verb("build", cwd=kit_copy, **settings)
     assert done.status == 0, done.err
@@ -205,7 +205,7 @@ def test_labels_name_the_commit_and_the_lock(built):
 
 
 def test_the_environment_is_the_locks_package_by_package(built):
-    program = "from kit import machine_checks as m; o = m.check_environment(); print(o.state, o.text)"
+    program = "from kit.doctor import before_venv as m; o = m.check_environment(); print(o.state, o.text)"
     said = docker("run", "--rm", "--network", "none", "--entrypoint", ".venv/bin/python", built, "-c", program)
     assert re.fullmatch(r"ok \d+ packages, as env/lock/linux.txt says", said)
 
@@ -274,7 +274,7 @@ def test_the_same_lock_gives_a_rebuild_that_is_all_cache_hits_and_a_changed_sour
     again = steps(build(folder, *base))
     assert len(again) > 8
     assert all(again.values()), again
-    source = folder / "kit" / "machine.py"
+    source = folder / "kit" / "environment" / "machine.py"
     source.write_text(f"{source.read_text()}\n# {uuid.uuid4()}\n")  # as no build before it
     changed = steps(build(folder, *base))
     assert not all(changed.values())

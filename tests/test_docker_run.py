@@ -15,7 +15,7 @@ from tests.conftest import clean_environment, own_file, run_command
 from tests.docker_kit import compose, containers, image, tidy_engine, verb
 from tests.test_run import KEYS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]  # they share what `latest` names
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -323,7 +323,7 @@ def test_the_container_is_verified_against_the_same_reference(kit_copy):
 def test_the_containers_facts_name_the_commit(tmp_path):
     commit = run_command(["git", "rev-parse", "HEAD"]).out.strip()
     image()  # what is `latest` after runs of other copies
-    program = "from kit import facts; print(facts.commit())"
+    program = "from kit.environment import facts; print(facts.commit())"
     done = compose("run", "--rm", "-T", "--entrypoint", ".venv/bin/python", "run", "-c", program)
     assert done.out.startswith(commit)
 

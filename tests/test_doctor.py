@@ -282,7 +282,7 @@ def test_an_environment_that_does_not_import_is_said(monkeypatch):
     def fail() -> None:
         raise ImportError("libtorch is gone")
 
-    monkeypatch.setattr(in_venv.libraries, "import_all", fail)
+    monkeypatch.setattr(in_venv.imports, "import_all", fail)
     outcome = in_venv.check_libraries()
     assert outcome.state == FAIL
     assert "libtorch is gone" in outcome.text

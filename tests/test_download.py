@@ -157,7 +157,7 @@ def test_a_cut_connection_goes_on_by_itself(kit, served, reset):
 
 def short_timeouts(kit: HubKit) -> None:
     """The same code with half a second where it has fifteen: a test must not wait them out."""
-    path = kit.folder / "kit" / "file_request.py"
+    path = kit.folder / "kit" / "net" / "get.py"
     text = path.read_text()
     assert "SOCKET_TIMEOUT = 10.0" in text
     path.write_text(text.replace("SOCKET_TIMEOUT = 10.0", "SOCKET_TIMEOUT = 0.5"))
@@ -294,7 +294,7 @@ def small_disk(kit):
 
 
 def test_a_disk_that_fills_up_on_the_way_is_said_and_the_download_goes_on_later(small_disk):
-    path = small_disk.folder / "kit" / "download.py"
+    path = small_disk.folder / "kit" / "hub" / "download.py"
     path.write_text(path.read_text().replace("if free < needed:", "if free < 0:"))
     done = small_disk.run("download", "--model", "big")
     assert done.status == 1

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from kit.engines import generate, methods, torch_engine
-from kit.engines.devices import Device
-from kit.engines.generate import Request
+from kit.engines import devices, generate, methods
+from kit.engines.methods import ManualEngine, PipelineEngine
+from kit.engines.request import Request
 from kit.errors import KitError, WrongUsage
 from tests import answers
 from tests.conftest import run_command
@@ -108,16 +108,16 @@ def test_one_token_has_no_decode_rate(complete):
 
 def test_the_device_is_told_before_the_weights_are_read(starter, monkeypatch):
     order = []
-    real = methods.LOADERS["manual"]
-    monkeypatch.setitem(methods.LOADERS, "manual", lambda *arguments: (order.append("load"), real(*arguments))[1])
+    real = ManualEngine.open
+    monkeypatch.setattr(ManualEngine, "open", lambda engine: (order.append("load"), real(engine))[1])
     request = Request(starter, MARK, "manual", max_new_tokens=1)
     generate.complete(request, on_device=lambda device: order.append(device.name))
     assert order == ["cpu", "load"]
 
 
-@pytest.mark.parametrize("method", methods.LOADERS)
+@pytest.mark.parametrize("engine", [PipelineEngine, ManualEngine])
 @pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_weights_are_read_straight_onto_the_device(method, device, starter, monkeypatch):
+def test_weights_are_read_straight_onto_the_device(engine, device, starter, monkeypatch):
     """What is asked of transformers, at its boundary: a device_map, and no copy by .to() afterwards."""
     import torch
     import transformers
@@ -132,14 +132,15 @@ def test_weights_are_read_straight_onto_the_device(method, device, starter, monk
         raise Stop
 
     monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", record)
+    monkeypatch.setattr(devices, "mps_obstacle", lambda here, look: None)
     with pytest.raises(Stop):
-        methods.LOADERS[method](starter.folder, Device(device, "bfloat16", "", ""))
+        engine(starter, device).open()
     assert asked["device_map"] == {"": device}
     assert asked["dtype"] == torch.bfloat16
 
 
-@pytest.mark.parametrize("method", methods.LOADERS)
-def test_the_model_is_not_copied_after_it_was_read(method, starter, monkeypatch):
+@pytest.mark.parametrize("engine", [PipelineEngine, ManualEngine])
+def test_the_model_is_not_copied_after_it_was_read(engine, starter, monkeypatch):
     import transformers
 
     moved = []
@@ -149,7 +150,7 @@ def test_the_model_is_not_copied_after_it_was_read(method, starter, monkeypatch)
         "to",
         lambda self, *a, **k: (moved.append((a, k)), real(self, *a, **k))[1],
     )
-    methods.LOADERS[method](starter.folder, Device("cpu", "bfloat16", "", ""))
+    engine(starter, "cpu").open()
     assert moved == []
 
 
@@ -164,11 +165,11 @@ def test_converting_on_mps_loads_one_tensor_at_a_time(starter, monkeypatch):
         seen.append(os.environ.get("HF_DEACTIVATE_ASYNC_LOAD"))
         raise KitError("stop")
 
-    monkeypatch.setitem(methods.LOADERS, "manual", record)
+    monkeypatch.setattr(ManualEngine, "open", record)
+    monkeypatch.setattr(devices, "mps_obstacle", lambda here, look: None)
     for dtype in ("bfloat16", "float32"):
-        monkeypatch.setattr(generate.devices, "choose", lambda *_, dtype=dtype: Device("mps", dtype, "", ""))
         with pytest.raises(KitError, match="stop"):
-            generate.complete(Request(starter, MARK, "manual"))
+            generate.complete(Request(starter, MARK, "manual", "mps", dtype))
     assert seen == [None, "1"]
     monkeypatch.delenv("HF_DEACTIVATE_ASYNC_LOAD")
 
@@ -182,7 +183,9 @@ def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(starter, monkeypa
     expected = AutoModelForCausalLM.from_pretrained(starter.folder, dtype=getattr(torch, dtype)).state_dict()
     backends, own = [], modeling_utils.safe_open
     monkeypatch.setattr(modeling_utils, "safe_open", lambda *a, **k: (backends.append(k["backend"]), own(*a, **k))[1])
-    loaded = torch_engine.load_model(starter, "manual", Device("cpu", dtype, "", "")).model.state_dict()
+    engine = ManualEngine(starter, "cpu", dtype)
+    engine.load(1)
+    loaded = engine.loaded.state_dict()
     assert backends == [backend]
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
@@ -196,13 +199,13 @@ def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(starter, monkeypa
 def test_code_that_only_the_imports_ran_is_given_back():
     program = """
 from pathlib import Path
-from kit import libraries, machine
+from kit.engines import imports, memory
 def resident():
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
     return int(line.split()[1])
-libraries.import_all()
+imports.import_all()
 before = resident()
-machine.release_code()
+memory.release_code()
 print(before - resident(), before)
 import torch
 assert (torch.ones(3, 3) @ torch.ones(3, 3)).sum() == 27
@@ -217,7 +220,7 @@ def test_memory_that_runs_out_says_what_to_do(starter, monkeypatch):
     def exhaust(*_: object) -> None:
         raise RuntimeError("MPS backend out of memory (MPS allocated: 7.9 GB)")
 
-    monkeypatch.setitem(methods.LOADERS, "manual", exhaust)
+    monkeypatch.setattr(ManualEngine, "open", exhaust)
     with pytest.raises(KitError, match="does not fit into the memory of cpu") as caught:
         generate.complete(Request(starter, MARK, "manual"))
     assert "make run MODEL=starter" in caught.value.hint

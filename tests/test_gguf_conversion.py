@@ -16,14 +16,15 @@ import pytest
 
 from kit import paths
 from kit.engines.llama_server import LlamaServer
-from kit.engines.llamacpp_engine import LlamacppReplay
+from kit.engines.llamacpp_engine import LlamacppEngine
+from kit.engines.torch_engine import measure
 from kit.errors import KitError
-from kit.formats import from_gguf, gguf_tokenizer, to_gguf
+from kit.formats import gguf_tokenizer, llama, to_gguf
 from kit.formats.gguf import GgufFile
 from kit.formats.safetensors import SafetensorsFile, as_float32
 from kit.models import random_weights
 from kit.models.gguf_files import Quant
-from kit.verify import golden, replay, tolerances
+from kit.verify import golden, tolerances
 from tests.conftest import copy_linked
 
 # Code, emoji, Devanagari, Thai, digits, and white space of every kind.
@@ -59,12 +60,10 @@ def converted(starter, tmp_path_factory):
 
 
 def differences(model, path: Path, ids: list[int], first: int, logprobs: list[float]) -> list[float]:
-    replaying = LlamacppReplay(model, Quant("bf16", path, ""), "cpu", len(ids))
-    try:
-        found, _ = replaying.measure(ids, first)
-    finally:
-        replaying.close()
-    return [abs(a - b) for a, b in zip(found, logprobs, strict=True)]
+    with LlamacppEngine(model, "cpu", "bf16") as engine:
+        engine.quant = Quant("bf16", path, "")
+        engine.load(len(ids))
+        return [abs(a.logprob - b) for a, b in zip(engine.logprobs(ids, first), logprobs, strict=True)]
 
 
 # --- Log-probabilities ------------------------------------------------------------------------------------------------
@@ -94,12 +93,14 @@ def test_llamacpp_says_of_a_rounded_file_what_transformers_says_of_the_same_roun
     for name in known.tensors:
         values = known.decode(name)
         if ".attn_q." in name or ".attn_k." in name:
-            values = from_gguf.unpermute(values, 9 if ".attn_q." in name else 3)
-        weights[from_gguf.weight_name(name)] = torch.from_numpy(values.copy())
+            values = llama.unpermute(values, 9 if ".attn_q." in name else 3)
+        weights[llama.weight_name(name)] = torch.from_numpy(values.copy())
     model.load_state_dict(weights, strict=False)
     entry = next(entry for entry in golden.read(starter).entries if entry.name == "english")
     first = len(entry.ids) - 32
-    found = differences(starter, path, list(entry.ids), first, replay.measure(model, entry.ids, first)[0])
+    found = differences(
+        starter, path, list(entry.ids), first, [each.logprob for each in measure(model, entry.ids, first)]
+    )
     # Measured: 0.027 and 0.19 in q8_0, 0.041 and 0.23 in q4_0; at 2,000 tokens 0.063 and 0.29, 0.073 and 0.45.
     assert statistics.fmean(found) < 0.1
     assert max(found) < 0.9
@@ -118,7 +119,7 @@ def small_once(tmp_path_factory):
         ids = AutoTokenizer.from_pretrained(model.folder)(golden.prompts()["long"])["input_ids"][:2048]
         first = len(ids) - 24
         loaded = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
-        return paths.MODELS, (model, ids, first, replay.measure(loaded, tuple(ids), first)[0])
+        return paths.MODELS, (model, ids, first, [each.logprob for each in measure(loaded, ids, first)])
 
 
 @pytest.fixture
@@ -140,10 +141,10 @@ def test_a_model_with_llama_3_2s_settings_says_what_transformers_float32_says(sm
 def test_the_same_proof_sees_a_conversion_without(left_out, small, tmp_path, monkeypatch):
     model, ids, first, logprobs = small
     if left_out == "permutation":
-        monkeypatch.setattr(to_gguf, "permute", lambda values, heads: values)
+        monkeypatch.setattr(llama, "permute", lambda values, heads: values)
     else:
-        rope = to_gguf.rope
-        monkeypatch.setattr(to_gguf, "rope", lambda config: (rope(config)[0], {}))
+        rope = llama.rope
+        monkeypatch.setattr(llama, "rope", lambda config: (rope(config)[0], {}))
     found = differences(model, convert(model.folder, tmp_path / "wrong.gguf"), ids, first, logprobs)
     assert statistics.fmean(found) > 0.4
 
@@ -154,16 +155,16 @@ def test_the_rope_factors_are_those_of_transformers():
 
     config = LlamaConfig(**copy.deepcopy(random_weights.CONFIG))  # it writes into what it is given
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    theta, scaling = to_gguf.rope(random_weights.CONFIG)
+    theta, scaling = llama.rope(random_weights.CONFIG)
     plain = 1 / theta ** (numpy.arange(0, 64, 2) / 64)
-    assert to_gguf.rope_freqs(theta, scaling, 64) == pytest.approx(plain / scaled.numpy(), rel=1e-5)
+    assert llama.rope_freqs(theta, scaling, 64) == pytest.approx(plain / scaled.numpy(), rel=1e-5)
 
 
 def test_both_spellings_of_the_rope_settings_are_the_same():
     scaling = dict(random_weights.CONFIG["rope_scaling"])
     now = {"rope_parameters": {**scaling, "rope_theta": 500000.0}}
-    assert to_gguf.rope(now) == to_gguf.rope(random_weights.CONFIG) == (500000.0, scaling)
-    assert to_gguf.rope({"rope_theta": 100000.0, "rope_scaling": None}) == (100000.0, {})
+    assert llama.rope(now) == llama.rope(random_weights.CONFIG) == (500000.0, scaling)
+    assert llama.rope({"rope_theta": 100000.0, "rope_scaling": None}) == (100000.0, {})
 
 
 # --- Tensors ----------------------------------------------------------------------------------------------------------
@@ -177,8 +178,8 @@ def test_bf16_keeps_every_bit_and_permutes_the_heads_alone(starter, converted):
     for name in known.tensors:
         values = known.decode(name)
         if ".attn_q." in name or ".attn_k." in name:
-            values = from_gguf.unpermute(values, 9 if ".attn_q." in name else 3)
-        assert numpy.array_equal(values, as_float32(source.bits(from_gguf.weight_name(name)))), name
+            values = llama.unpermute(values, 9 if ".attn_q." in name else 3)
+        assert numpy.array_equal(values, as_float32(source.bits(llama.weight_name(name)))), name
 
 
 @pytest.mark.parametrize(("quant", "kind"), [("q8_0", "Q8_0"), ("q4_0", "Q4_0")])
@@ -189,7 +190,7 @@ def test_the_blocks_are_the_gguf_packages_own(quant, kind, starter, converted):
     known = GgufFile(converted(quant))
     source = SafetensorsFile([starter.folder / "model.safetensors"])
     for name in ("token_embd.weight", "blk.7.ffn_down.weight"):
-        values = as_float32(source.bits(from_gguf.weight_name(name)))
+        values = as_float32(source.bits(llama.weight_name(name)))
         wanted = dequantize(quantize(values, GGMLQuantizationType[kind]), GGMLQuantizationType[kind])
         assert numpy.array_equal(known.decode(name), wanted)
     assert known.metadata["general.file_type"] == {"q8_0": 7, "q4_0": 2}[quant]
@@ -211,9 +212,10 @@ def test_weights_in_several_files_give_the_same_bytes(small, tmp_path):
 def test_memory_holds_a_piece_and_not_the_model(starter, tmp_path):
     """A run that writes its file first reports its own peak, and not the conversion's."""
     program = (
-        "import sys; from pathlib import Path; from kit import gguf_conversion, machine; folder = Path(sys.argv[1]); "
-        "gguf_conversion.convert(folder, [folder / 'model.safetensors'], 'a title', 'q8_0', Path(sys.argv[2])); "
-        "print(machine.peak_rss_bytes(), {'torch', 'transformers'} & set(sys.modules))"
+        "import sys; from pathlib import Path; from kit.engines import memory; from kit.formats import to_gguf; "
+        "folder = Path(sys.argv[1]); "
+        "to_gguf.convert(folder, [folder / 'model.safetensors'], 'a title', 'q8_0', Path(sys.argv[2])); "
+        "print(memory.peak_rss_bytes(), {'torch', 'transformers'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", program, str(starter.folder), str(tmp_path / "starter.gguf")]
     peak, imported = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout.split(

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from kit.engines import devices, generate, llama_server, llamacpp_engine
+from kit.engines import generate, llama_server
 from kit.engines.llama_server import LlamaServer
+from kit.engines.llamacpp_engine import LlamacppEngine
 from kit.engines.request import Request
 from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
-from kit.models import gguf_files
+from kit.models import folder as model_folder
 from kit.paths import ROOT
 
 MARK = "The capital of France is"
@@ -118,7 +119,7 @@ def test_a_text_ends_where_the_models_own_settings_end_it(complete, monkeypatch)
     chat = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
     ended = complete(chat, max_new_tokens=60)
     assert ended.token_ids[-1] == 2
-    monkeypatch.setattr(llamacpp_engine, "end_tokens", lambda folder: set())
+    monkeypatch.setattr(model_folder, "end_tokens", lambda model: set())
     further = complete(chat, max_new_tokens=60)
     assert further.new_tokens == 60
     assert further.token_ids[: ended.new_tokens] == ended.token_ids
@@ -167,7 +168,7 @@ METAL = """
 
 def test_what_ran_is_read_from_llama_cpps_log(server):
     assert server.ran.device == "cpu"
-    assert server.ran.threads == llama_server.cores.performance().count
+    assert server.ran.threads == machine.performance().count
     assert server.ran.gpu_bytes is None
 
 
@@ -214,7 +215,7 @@ def test_nothing_is_left_to_llama_cpp_to_adjust(starter, monkeypatch):
     assert given.no_op_offload is True
     assert given.no_kv_offload is True
     assert given.n_ctx == 512
-    assert given.cpuparams.n_threads == given.cpuparams_batch.n_threads == llama_server.cores.performance().count
+    assert given.cpuparams.n_threads == given.cpuparams_batch.n_threads == machine.performance().count
     assert len(given.api_keys[0]) == 32
 
 
@@ -224,10 +225,9 @@ def test_auto_takes_the_gpu_where_llama_cpp_finds_metal(found, starter, monkeypa
     names = ["MTL0", "CPU"] if found else ["CPU"]
     library = type("Stand-in", (), {"get_device_info": staticmethod(lambda: [{"name": name} for name in names])})
     monkeypatch.setattr(llama_server, "import_library", lambda: library)
-    quant = gguf_files.choose(starter, "auto")
-    chosen = devices.choose_for_llamacpp("auto", quant)
+    chosen = LlamacppEngine(starter).device
     assert chosen.name == ("mps" if found else "cpu")
-    assert chosen.dtype == "q4_1"
+    assert chosen.number_format == "q4_1"
     assert ("llama.cpp finds no Metal device" in chosen.reason) is not found
 
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from kit.engines.llamacpp_engine import LlamacppReplay
-from kit.formats import to_gguf
+from kit.engines.llamacpp_engine import LlamacppEngine
+from kit.formats import llama, to_gguf
 from kit.formats.gguf import GgufFile
-from kit.models import gguf_files
 from kit.verify import golden, replay, tolerances
 
 
@@ -25,13 +24,10 @@ def short(starter):
 @pytest.fixture
 def verdict(starter, short):
     def judge(path=None, name="auto"):
-        quant = gguf_files.choose(starter, name)
-        quant = replace(quant, path=path or quant.path)
-        replaying = LlamacppReplay(starter, quant, "cpu", 256)
-        try:
-            return tolerances.judge(replay.compare(replaying.measure, short), "cpu", quant.name)
-        finally:
-            replaying.close()
+        with LlamacppEngine(starter, "cpu", name) as engine:
+            engine.quant = replace(engine.quant, path=path or engine.quant.path)
+            engine.load(256)
+            return tolerances.judge(replay.compare(engine.logprobs, short), "cpu", engine.quant.name)
 
     return judge
 
@@ -59,7 +55,7 @@ def test_a_file_that_was_written_here_is_within_its_tolerance(quant, starter, ve
 @pytest.mark.slow
 def test_garbage_is_caught_even_in_4_bits(starter, verdict, tmp_path, monkeypatch):
     """The heads in the wrong order in every layer: text that still looks like one."""
-    monkeypatch.setattr(to_gguf, "permute", lambda values, heads: values)
+    monkeypatch.setattr(llama, "permute", lambda values, heads: values)
     assert not verdict(converted(starter, tmp_path, "q4_0"), "q4_0").ok
 
 
@@ -97,11 +93,9 @@ def test_swapped_query_heads_are_caught(starter, verdict, tmp_path):
 
 def test_tokens_that_end_inside_a_character_are_read_too(starter, short):
     entry = next(entry for entry in short.entries if entry.name == "scripts")
-    replaying = LlamacppReplay(starter, gguf_files.choose(starter, "auto"), "cpu", len(entry.ids))
-    try:
-        found = list(replaying.positions(entry.ids, entry.first))
-    finally:
-        replaying.close()
+    with LlamacppEngine(starter, "cpu") as engine:
+        engine.load(len(entry.ids))
+        found = engine.logprobs(entry.ids, entry.first)
     logprobs, best = [position.logprob for position in found], [position.best for position in found]
     assert len(found) == len(entry.logprobs)
     assert statistics.fmean(abs(a - b) for a, b in zip(logprobs, entry.logprobs, strict=True)) < 0.1

@@ -14,8 +14,8 @@ from kit.paths import ROOT
 HOLDER = """
 import sys, time
 from pathlib import Path
-from kit import locks
-with locks.hold(Path(sys.argv[1])):
+from kit.files import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

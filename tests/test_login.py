@@ -235,8 +235,8 @@ def test_tls_that_is_not_tls(kit):
 
 
 def test_a_hub_that_does_not_answer_in_time(kit):
-    (kit.folder / "kit" / "hub.py").write_text(
-        (kit.folder / "kit" / "hub.py").read_text().replace("READ_TIMEOUT = 20.0", "READ_TIMEOUT = 0.5")
+    (kit.folder / "kit" / "hub" / "client.py").write_text(
+        (kit.folder / "kit" / "hub" / "client.py").read_text().replace("READ_TIMEOUT = 20.0", "READ_TIMEOUT = 0.5")
     )
     kit.hub.misbehave("/api/whoami-v2", Delay(5))
     done = log_in(kit)

@@ -7,7 +7,6 @@ import os
 
 import pytest
 
-from kit import files
 from kit.errors import KitError
 from kit.models import folder as model_folder
 from kit.models import registry
@@ -42,7 +41,7 @@ def test_whole(model):
 
 def test_a_second_check_reads_no_file(model, monkeypatch):
     model_folder.check(model)
-    monkeypatch.setattr(files, "sha256", lambda *_: pytest.fail("a file was read"))
+    monkeypatch.setattr(model_folder, "sha256", lambda *_: pytest.fail("a file was read"))
     model_folder.check(model)
 
 

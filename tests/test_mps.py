@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from kit.engines import devices, generate, methods
-from kit.engines.generate import Request
+from kit.engines import devices, generate, methods, torch_engine
+from kit.engines.request import Request
 
 pytestmark = pytest.mark.mps
 
 
 def test_auto_is_mps():
-    assert devices.choose("auto", "auto", "bfloat16").name == "mps"
+    assert devices.choose("auto", torch_engine.obstacle)[0] == "mps"
 
 
 @pytest.mark.parametrize("method", methods.NAMES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kit.files import sha256
-from kit.formats import from_gguf
+from kit.formats import from_gguf, llama, safetensors
 from kit.formats.gguf import GgufFile
 
 CORPUS = [
@@ -33,7 +33,7 @@ def test_bfloat16_rounds_as_torch_does():
     ties = numpy.arange(0x3F800000, 0x3F900000, 0x4000, dtype=numpy.uint32).view(numpy.float32)
     values = numpy.concatenate([values, ties, [0.0, -0.0, 1e-40, 3e38]]).astype(numpy.float32)
     expected = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(numpy.uint16)
-    numpy.testing.assert_array_equal(from_gguf.bfloat16(values), expected)
+    numpy.testing.assert_array_equal(safetensors.bfloat16(values), expected)
 
 
 def test_unpermute_undoes_llama_cpps_permutation():
@@ -41,7 +41,7 @@ def test_unpermute_undoes_llama_cpps_permutation():
     original = numpy.arange(heads * 2 * half * hidden).reshape(heads * 2 * half, hidden)
     # llama.cpp's convert_hf_to_gguf.py, LlamaModel.permute
     permuted = original.reshape(heads, 2, half, hidden).swapaxes(1, 2).reshape(original.shape)
-    numpy.testing.assert_array_equal(from_gguf.unpermute(permuted, heads), original)
+    numpy.testing.assert_array_equal(llama.unpermute(permuted, heads), original)
 
 
 def test_each_digit_is_a_token_and_every_text_comes_back(starter):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from kit.engines import imports
+from kit.engines import imports, methods, torch_engine
 from kit.models import registry
 from kit.verify import golden, replay, tolerances
 from kit.verify.golden import Golden
@@ -92,8 +92,12 @@ FAULTS = {
 }
 
 
+def replayed(model, reference: Golden) -> replay.Replay:
+    return replay.compare(lambda ids, first: torch_engine.measure(model, ids, first), reference)
+
+
 def judged(model, reference: Golden, dtype: str = "float32"):
-    return tolerances.judge(replay.replay(model, reference), "cpu", dtype)
+    return tolerances.judge(replayed(model, reference), "cpu", dtype)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -130,17 +134,16 @@ def test_another_number_of_threads_passes(model, short):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_a_smaller_number_format_passes_within_its_own_tolerance_and_not_within_float32s(load, short, dtype):
-    found = replay.replay(load(dtype), short)
+    found = replayed(load(dtype), short)
     assert tolerances.judge(found, "cpu", dtype).ok
     assert not tolerances.judge(found, "cpu", "float32").ok
 
 
 @pytest.mark.parametrize("method", ["pipeline", "manual"])
 def test_either_method_passes(starter, short, method):
-    from kit.engines import methods
-    from kit.verify.stages import REFERENCE
-
-    assert judged(methods.LOADERS[method](starter.folder, REFERENCE).model, short).ok
+    with methods.of(method)(starter, "cpu", "float32") as engine:
+        engine.load(256)
+        assert tolerances.judge(replay.compare(engine.logprobs, short), "cpu", "float32").ok
 
 
 def rope(model_folder, **changes):

@@ -243,7 +243,7 @@ def test_a_disk_that_fills_up_on_the_way(small_disk, home):
 def test_a_disk_that_fills_up_under_the_starter_model(small_disk, script):
     clone = copy_kit(small_disk / "kit")
     (clone / "filler").write_bytes(bytes(150_000_000))
-    registry = clone / "kit" / "registry.py"
+    registry = clone / "kit" / "models" / "registry.py"
     registry.write_text(
         registry.read_text().replace("return self.size + (self.wheel.size if self.wheel else 0)", "return 0")
     )

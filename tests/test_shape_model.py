@@ -7,9 +7,10 @@ import json
 import pytest
 
 from kit import paths
+from kit.engines.request import Request
 from kit.errors import KitError, WrongUsage
 from kit.files import sha256
-from kit.formats import from_gguf
+from kit.formats import llama, safetensors
 from kit.hub import download
 from kit.models import folder as model_folder
 from kit.models import random_weights, registry
@@ -26,9 +27,9 @@ SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1}
 
 
 def test_it_has_the_bytes_and_the_tensors_of_llama_3_2_1b():
-    shapes = random_weights.tensors(random_weights.CONFIG)
+    shapes = llama.shapes(random_weights.CONFIG)
     assert len(shapes) == 146
-    size = len(from_gguf.safetensors_header(shapes)) + 2 * sum(
+    size = len(safetensors.header(shapes)) + 2 * sum(
         shape[0] * (shape[1] if len(shape) > 1 else 1) for shape in shapes.values()
     )
     # What meta-llama/Llama-3.2-1B's model.safetensors has.
@@ -44,7 +45,7 @@ def test_its_tensors_are_those_that_transformers_makes_of_the_config(tmp_path):
     random_weights.write(tmp_path, paths.MODELS / "starter", SMALL)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     own = {name: tuple(values.shape) for name, values in loaded.state_dict().items() if name != "lm_head.weight"}
-    assert own == random_weights.tensors(SMALL)
+    assert own == llama.shapes(SMALL)
     weights = loaded.model.embed_tokens.weight.detach().float()
     assert float(weights.std()) == pytest.approx(0.02, rel=0.01)
     assert float(loaded.model.norm.weight.detach().float().min()) == 1.0
@@ -116,7 +117,7 @@ def test_every_run_says_that_it_is_random(script, kit_copy):
 def test_verify_refuses_it(recording):
     model = registry.find(random_weights.NAME)
     with pytest.raises(WrongUsage, match="there is nothing to verify"):
-        stages.record(model) if recording else stages.verify(model)
+        stages.record(model) if recording else stages.verify(Request(model))
 
 
 @pytest.mark.slow

@@ -96,13 +96,13 @@ def test_a_disk_without_room_is_an_error_before_the_first_byte(models, no_networ
 
 def test_a_conversion_that_gives_other_bytes_is_not_installed(copied, no_network, monkeypatch):
     (copied / "model.safetensors").unlink()
-    real = starter.plain_folder.write
+    real = starter.from_gguf.write
 
     def damaged(gguf, target, on_progress):
         real(gguf, target, on_progress)
         (target / "tokenizer.json").write_text("{}")
 
-    monkeypatch.setattr(starter.plain_folder, "write", damaged)
+    monkeypatch.setattr(starter.from_gguf, "write", damaged)
     with pytest.raises(KitError, match=r"has other bytes than .* pins: tokenizer\.json"):
         starter.ensure()
     assert not (copied / "model.safetensors").exists()

@@ -214,7 +214,9 @@ def test_a_file_host_that_refuses_the_link_gets_a_new_link_once(tmp_path):
     with MisbehavingHub([served]) as store, MisbehavingHub([served], accounts=accounts) as main:
         main.misbehave("config.json", Redirect(store.url))
         store.misbehave("config.json", Status(403))
-        remote = Remote(f"{main.url}/free/x/resolve/main/config.json", "config.json", 10, "00", TOKEN)
+        remote = Remote(
+            f"{main.url}/free/x/resolve/main/config.json", "config.json", 10, "00", TOKEN, hub_errors.explain_refusal
+        )
         with pytest.raises(KitError, match=r"refused the link to one \(403\)") as raised:
             transfer.fetch(remote, tmp_path / "partial", on_trouble=said.append, sleep=lambda seconds: None)
         assert len(main.asked("config.json")) == len(store.asked("config.json")) == 2

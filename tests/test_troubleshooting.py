@@ -26,7 +26,7 @@ def pieces(quote: str) -> list[str]:
 
 def source() -> str:
     python = "\n".join(
-        path.read_text(encoding="utf-8") for path in [*ROOT.glob("kit/*.py"), *ROOT.glob("scripts/*.py")]
+        path.read_text(encoding="utf-8") for path in [*ROOT.glob("kit/**/*.py"), *ROOT.glob("scripts/*.py")]
     )
     # Literals that go on in the next line, and values that are put in, read as one text.
     python = re.sub(r"\{[^{}]*\}", "…", re.sub(r'"\s*\n\s*f?"', "", python))

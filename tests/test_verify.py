@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from kit import paths
+from kit.engines import methods
+from kit.engines.engine import Position
 from kit.models import registry
 from kit.paths import ROOT
 from kit.verify import golden, readiness, stages
@@ -98,20 +101,19 @@ def test_altered_weights_are_named_before_anything_is_loaded(quick, script):
     assert "next: make setup" in done.out
 
 
-def test_a_swapped_tokenizer_is_seen(starter, tmp_path):
+def test_a_swapped_tokenizer_is_seen(starter, tmp_path, monkeypatch):
     """Two tokens change places: hashes aside, the prompts' tokens tell."""
-    from transformers import AutoTokenizer
-
-    folder = tmp_path / "tokenizer"
+    folder = tmp_path / "starter"
     shutil.copytree(starter.folder, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.gguf"))
     reference = golden.read(starter)
-    assert stages.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference).ok
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    assert stages.check_tokenizer(methods.REFERENCE(starter, "cpu"), reference).ok
     path = folder / "tokenizer.json"
     said = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = said["model"]["vocab"]
     vocabulary["ĠFrance"], vocabulary["ĠParis"] = vocabulary["ĠParis"], vocabulary["ĠFrance"]
     path.write_text(json.dumps(said), encoding="utf-8")
-    stage = stages.check_tokenizer(AutoTokenizer.from_pretrained(folder), reference)
+    stage = stages.check_tokenizer(methods.REFERENCE(starter, "cpu"), reference)
     assert not stage.ok
     assert "the prompt 'english' gives other tokens" in stage.faults
 
@@ -134,7 +136,10 @@ def test_a_fault_in_the_replay_fails_with_what_to_do(quick, script):
 def test_the_output_on_apples_gpu_says_that_its_tolerance_is_provisional(starter):
     """The reference's own numbers stand in for a GPU's."""
     reference = golden.read(starter)
-    by_ids = {entry.ids: (list(entry.logprobs), list(entry.margins)) for entry in reference.entries}
+    by_ids = {
+        entry.ids: [Position(logprob, 0, margin) for logprob, margin in zip(entry.logprobs, entry.margins, strict=True)]
+        for entry in reference.entries
+    }
     for device, provisional in {"mps": True, "cpu": False}.items():
         stage = stages.judge_replay(
             lambda ids, first: by_ids[ids], reference, device, "bfloat16", lambda what, share: None

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from itertools import combinations
 
 from kit.bench import published, stats
 from kit.bench.experiment import Bench, Row
 from kit.bench.stats import Spread
 from kit.engines import methods
+from kit.engines.engine import SIXTEEN_BITS
 
 SPEED, WHOLE = "decode_tokens_per_s", "process_s"
-SIXTEEN_BITS = ("bfloat16", "float16", "bf16")
 
 
 def of(bench: Bench) -> list[str]:
     """A sentence each. Ratios are medians over the turns; one that cannot be told from 1 is called no difference."""
     rows = bench.measured()
-    found = [*_pipeline_and_manual(rows), *_devices(bench, rows), *_frameworks(rows), *_fastest(rows)]
+    found = [*_of_one_framework(rows), *_devices(bench, rows), *_frameworks(rows), *_fastest(rows)]
     found += [*_ceiling(bench, rows), *_memory(rows)]
     if bench.runs_done < stats.ENOUGH:
         runs = "1 run is" if bench.runs_done == 1 else f"{bench.runs_done} runs are"
@@ -24,13 +25,18 @@ def of(bench: Bench) -> list[str]:
     return found
 
 
-def _pipeline_and_manual(rows: list[Row]) -> Iterator[str]:
-    for one, other in _pairs(rows, lambda row: (row.combination.device, row.combination.dtype), "pipeline", "manual"):
-        where = f"on {one.combination.device} in {one.combination.dtype}"
+def _of_one_framework(rows: list[Row]) -> Iterator[str]:
+    """Two methods of one framework, on the same device in the same number format: from the command to the end."""
+    for one, other in combinations(rows, 2):
+        a, b = one.combination, other.combination
+        alike = (a.device, a.number_format) == (b.device, b.number_format) and a.method != b.method
+        if not alike or _framework(one) != _framework(other):
+            continue
+        where = f"on {a.device} in {a.number_format}"
         ratio = stats.ratio(other.values(WHOLE), one.values(WHOLE))
         if stats.is_noise(ratio):
             times = f"{_median(one, WHOLE):.1f} s and {_median(other, WHOLE):.1f} s in all"
-            yield f"pipeline and manual take the same time {where}: {times}."
+            yield f"{a.method} and {b.method} take the same time {where}: {times}."
         else:
             faster, slower = (one, other) if ratio.median > 1 else (other, one)
             yield (
@@ -48,12 +54,11 @@ def _devices(bench: Bench, rows: list[Row]) -> Iterator[str]:
         )
         return
     ratios = {}
-    for framework, through_torch in (("PyTorch", True), ("llama.cpp", False)):
-        chosen = [row for row in rows if (row.combination.method != methods.LLAMACPP) is through_torch]
-        pairs = list(_pairs_by_device(chosen))
+    for framework in dict.fromkeys(engine.framework for engine in methods.ENGINES.values()):
+        pairs = list(_pairs_by_device([row for row in rows if _framework(row) == framework]))
         if not pairs:
             continue
-        on_mps, on_cpu = next((pair for pair in pairs if pair[0].combination.method == "manual"), pairs[0])
+        on_mps, on_cpu = next((pair for pair in pairs if _is_reference(pair[0])), pairs[0])
         ratios[framework] = ratio = stats.ratio(on_mps.values(SPEED), on_cpu.values(SPEED))
         compared = f"{on_mps.combination.method}, {on_mps.combination.number_format}"
         if stats.is_noise(ratio):
@@ -63,33 +68,33 @@ def _devices(bench: Bench, rows: list[Row]) -> Iterator[str]:
             yield f"Through {framework} {faster} decodes {_times(ratio)} as fast as {slower} ({compared})."
     # Nothing follows from a ratio that cannot be told from 1.
     if len(ratios) == 2 and not any(map(stats.is_noise, ratios.values())):
-        torch_gains, llamacpp_gains = (ratios[name].median > 1 for name in ("PyTorch", "llama.cpp"))
+        own, other = ratios
+        own_gains, other_gains = (ratio.median > 1 for ratio in ratios.values())
         yield {
             (False, True): "So where MPS is slow here, it is the framework, not the chip.",
             (False, False): "MPS is slower through both: here it is the chip, for one text at a time.",
             (True, True): "MPS is faster through both: on this machine the origin's conclusion does not hold.",
-            (True, False): "PyTorch gains from MPS here, and llama.cpp does not.",
-        }[torch_gains, llamacpp_gains]
+            (True, False): f"{own} gains from MPS here, and {other} does not.",
+        }[own_gains, other_gains]
 
 
 def _frameworks(rows: list[Row]) -> Iterator[str]:
     """The same chip and the same number of bits, through both; and what fewer bits add."""
     for device in dict.fromkeys(row.combination.device for row in rows):
         here = [row for row in rows if row.combination.device == device]
-        manual = [row for row in here if row.combination.method == "manual" and row.combination.dtype in SIXTEEN_BITS]
-        through_llamacpp = [row for row in here if row.combination.method == methods.LLAMACPP]
-        if not manual or not through_llamacpp:
+        reference = [row for row in here if _is_reference(row) and row.combination.number_format in SIXTEEN_BITS]
+        if not reference:
             continue
-        for row in through_llamacpp:
-            ratio = stats.ratio(row.values(SPEED), manual[0].values(SPEED))
-            alike = row.combination.quant in SIXTEEN_BITS
+        for row in (row for row in here if _framework(row) != _framework(reference[0])):
+            ratio = stats.ratio(row.values(SPEED), reference[0].values(SPEED))
+            alike = row.combination.number_format in SIXTEEN_BITS
             said = "the same chip and 16 bits in both: the framework" if alike else "the framework, and fewer bits"
             if stats.is_noise(ratio):
-                yield f"On {device} {_name(row)} decodes as fast as {_name(manual[0])}."
+                yield f"On {device} {_name(row)} decodes as fast as {_name(reference[0])}."
             elif ratio.median > 1:
-                yield f"On {device} {_name(row)} decodes {_times(ratio)} as fast as {_name(manual[0])}: {said}."
+                yield f"On {device} {_name(row)} decodes {_times(ratio)} as fast as {_name(reference[0])}: {said}."
             else:
-                yield f"On {device} {_name(manual[0])} decodes {_times(ratio)} as fast as {_name(row)}."
+                yield f"On {device} {_name(reference[0])} decodes {_times(ratio)} as fast as {_name(row)}."
 
 
 def _fastest(rows: list[Row]) -> Iterator[str]:
@@ -140,13 +145,12 @@ def _all(rows: list[Row], one: str = "", more: str = "") -> str:
     return " and ".join(str(row.combination) for row in rows) + (f" {verb}" if verb else "")
 
 
-def _pairs(
-    rows: list[Row], key: Callable[[Row], tuple[str | None, ...]], one: str, other: str
-) -> Iterator[tuple[Row, Row]]:
-    for first in rows:
-        for second in rows:
-            if (first.combination.method, second.combination.method) == (one, other) and key(first) == key(second):
-                yield first, second
+def _framework(row: Row) -> str:
+    return methods.of(row.combination.method).framework
+
+
+def _is_reference(row: Row) -> bool:
+    return methods.of(row.combination.method) is methods.REFERENCE
 
 
 def _pairs_by_device(rows: list[Row]) -> Iterator[tuple[Row, Row]]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kit import paths
 from kit.bench import stats
 from kit.bench.plan import Combination, Plan
-from kit.engines import llamacpp_engine, torch_engine
+from kit.engines import methods
 from kit.environment import facts
 from kit.errors import KitError
 
@@ -242,7 +242,7 @@ def content(bench: Bench, conclusions: list[str]) -> dict[str, Any]:
     """The content of reports/bench-*.json; docs/bench.md describes it."""
     plan = bench.plan
     return {
-        "facts": {**facts.gather(), "torch": torch_engine.of_torch(), "llamacpp": llamacpp_engine.of_llamacpp()},
+        "facts": {**facts.gather(), **_of_libraries(plan)},
         "model": {**plan.model.identity(), "random": plan.model.is_random},
         "request": {"prompt": plan.prompt, "new_tokens": plan.new_tokens, "runs": plan.turns, "seed": 0},
         "runs_done": bench.runs_done,
@@ -252,6 +252,12 @@ def content(bench: Bench, conclusions: list[str]) -> dict[str, Any]:
         "quality": bench.quality,
         "conclusions": conclusions,
     }
+
+
+def _of_libraries(plan: Plan) -> dict[str, Any]:
+    """What each library says of itself that a method runs on."""
+    engines = [engine(plan.model, "cpu") for engine in methods.ENGINES.values()]
+    return {name: said for engine in engines for name, said in engine.facts().items()}
 
 
 def _row(bench: Bench, row: Row) -> dict[str, Any]:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from kit.bench import roofline
-from kit.engines import devices, methods, torch_engine
+from kit.engines import devices, methods
+from kit.engines.engine import Engine
 from kit.engines.request import DEFAULT_PROMPT
-from kit.environment import machine
 from kit.errors import KitError, WrongUsage
+from kit.files import Progress, silent
 from kit.models import folder as model_folder
-from kit.models import gguf_files
-from kit.models.gguf_files import Quant
 from kit.models.registry import Model
 
 NEW_TOKENS = 50
-# The usual ones; `auto` is the GGUF as shipped.
-QUANTS = ("auto", "bf16", "q4_0")
-
-Progress = Callable[[str, float], None]
+# The usual number formats, by the setting that names them; `auto` is the checkpoint's own, or the GGUF as shipped.
+USUAL = {"dtype": ("auto",), "quant": ("auto", "bf16", "q4_0")}
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,10 @@ class Combination:
     @property
     def number_format(self) -> str:
         return self.dtype or self.quant or ""
+
+    def engine(self, model: Model) -> Engine:
+        """What runs it, with nothing loaded."""
+        return methods.of(self.method)(model, self.device, self.number_format)
 
     def __str__(self) -> str:
         return f"{self.method} on {self.device} in {self.number_format}"
@@ -62,49 +61,47 @@ def make(
     quant_names: Sequence[str],
     turns: int,
     new_tokens: int = NEW_TOKENS,
-    on_progress: Progress = lambda what, share: None,
 ) -> Plan:
-    """The plan, and the GGUF files that it needs. An empty list of number formats stands for the usual ones.
+    """The plan; nothing is written for it. An empty list of number formats stands for the usual ones.
 
     Raises WrongUsage for a name that is unknown or that no method takes, KitError where the model is not whole or a
     device that was asked for by name cannot run here.
     """
     _require_known("METHODS", method_names, methods.NAMES)
-    if "cuda" in device_names:
-        devices.choose("cuda", "auto", "")  # which says why not
-    _require_known("DEVICES", device_names, devices.NAMES)
-    through_torch = [name for name in method_names if name != methods.LLAMACPP]
-    if dtypes and not through_torch:
-        raise WrongUsage(
-            f"DTYPES={','.join(dtypes)} is for pipeline and manual, and METHODS has neither.",
-            "make bench METHODS=manual,llamacpp",
-        )
-    if quant_names and methods.LLAMACPP not in method_names:
-        raise WrongUsage(f"QUANTS={','.join(quant_names)} is for llamacpp, and METHODS lacks it.", "make bench")
-    # Before anything is written for one of them.
-    _require_known("DTYPES", dtypes or ["auto"], devices.DTYPES)
-    _require_known("QUANTS", quant_names or ["auto"], gguf_files.names(model))
-    chosen = list(_quants(model, quant_names))
+    if "cuda" not in device_names:  # of which `choose` says why not
+        _require_known("DEVICES", device_names, devices.NAMES)
+    formats = {"dtype": dtypes, "quant": quant_names}
+    engines = [methods.of(name) for name in dict.fromkeys(method_names)]
+    for setting, names in formats.items():
+        if names and not any(engine.setting == setting for engine in engines):
+            takers = " and ".join(name for name in methods.NAMES if methods.of(name).setting == setting)
+            raise WrongUsage(
+                f"{setting.upper()}S={','.join(names)} is for {takers}, and METHODS has none of them.",
+                f"make bench METHODS={','.join(methods.NAMES)}",
+            )
+    for engine in engines:
+        _require_known(f"{engine.setting.upper()}S", formats[engine.setting] or ["auto"], engine.formats(model))
     model_folder.check(model)
     found: dict[Combination, None] = {}
     obstacles = []
-    checkpoint_dtype = torch_engine.checkpoint_dtype(model)
-    for method in dict.fromkeys(through_torch):
-        for dtype in dtypes or ["auto"]:
-            names, obstacle = _devices(device_names, partial(_torch, dtype, checkpoint_dtype))
+    for engine in engines:
+        for number_format in formats[engine.setting] or USUAL[engine.setting]:
+            here, obstacle = _on_devices(device_names, partial(engine, model, number_format=number_format))
             obstacles.append(obstacle)
-            for name, number_format in names:
-                size = roofline.of_torch(model, number_format)
-                found[Combination(method, name, number_format, None, size)] = None
-    if methods.LLAMACPP in method_names:
-        for quant in chosen:
-            names, obstacle = _devices(device_names, partial(_llamacpp, quant))
-            obstacles.append(obstacle)
-            gguf_files.ensure(model, quant, on_progress)
-            size = roofline.of_gguf(quant.path)
-            found |= {Combination(methods.LLAMACPP, name, None, quant.name, size): None for name, _ in names}
+            found |= {
+                Combination(
+                    one.method, one.device.name, **one.number_formats, bytes_per_token=one.bytes_per_token()
+                ): None
+                for one in here
+            }
     without = "" if any(one.device == "mps" for one in found) else next(filter(None, obstacles), "it was not asked for")
     return Plan(model, tuple(found), turns, new_tokens, without)
+
+
+def prepare(plan: Plan, on_progress: Progress = silent) -> None:
+    """Writes the files of the weights that the plan's runs need and that are not there. Raises KitError."""
+    for one in plan.combinations:
+        one.engine(plan.model).write_file(on_progress)
 
 
 def _require_known(variable: str, names: Sequence[str], valid: Sequence[str]) -> None:
@@ -115,41 +112,22 @@ def _require_known(variable: str, names: Sequence[str], valid: Sequence[str]) ->
             raise WrongUsage(f"{variable}: {name} is unknown. Valid: {', '.join(valid)}.", "make bench")
 
 
-def _torch(dtype: str, checkpoint_dtype: str, name: str) -> tuple[str, str]:
-    chosen = devices.choose(name, dtype, checkpoint_dtype)
-    return chosen.name, chosen.dtype
-
-
-def _llamacpp(quant: Quant, name: str) -> tuple[str, str]:
-    chosen = devices.choose_for_llamacpp(name, quant)
-    return chosen.name, chosen.dtype
-
-
-def _devices(asked: Sequence[str], choose: Callable[[str], tuple[str, str]]) -> tuple[list[tuple[str, str]], str]:
-    """The devices, each with its number format; `auto` is every one that works here. And why MPS is not among them."""
-    found: dict[tuple[str, str], None] = {}
+def _on_devices(asked: Sequence[str], engine: Callable[[str], Engine]) -> tuple[list[Engine], str]:
+    """An engine for each device; `auto` is every one that works here. And why MPS is not among them."""
+    found: dict[str, Engine] = {}
     obstacle = ""
     for name in asked:
         if name != "auto":
             try:
-                found[choose(name)] = None
+                found[name] = engine(name)
             except KitError as error:
                 raise type(error)(error.message, "make bench DEVICES=cpu") from error
             continue
-        found[choose("cpu")] = None
-        try:
-            found[choose("mps")] = None
-        except KitError as error:
-            why = devices.mps_obstacle(machine.this())
-            obstacle = why[0] if why else error.message
-    return list(found), obstacle
-
-
-def _quants(model: Model, names: Sequence[str]) -> Iterator[Quant]:
-    """Each file once: `auto` is the one as shipped, and where none is, another that is named anyway."""
-    seen: set[Path] = set()
-    for name in names or QUANTS:
-        quant = gguf_files.choose(model, name)
-        if quant.path not in seen:
-            seen.add(quant.path)
-            yield quant
+        # On a Mac without a working GPU it is the CPU, and says why.
+        chosen = engine("auto")
+        found["cpu"] = engine("cpu")
+        if chosen.device.name == "cpu":
+            obstacle = chosen.device.reason
+        else:
+            found[chosen.device.name] = chosen
+    return list(found.values()), obstacle

@@ -18,12 +18,11 @@ from typing import Any
 from kit import paths
 from kit.bench.experiment import Bench
 from kit.bench.plan import Combination
-from kit.engines import devices, llamacpp_engine, methods, torch_engine
-from kit.engines.devices import Device
+from kit.engines import methods
 from kit.errors import KitError, WrongUsage
-from kit.models import gguf_files, registry
+from kit.models import registry
 from kit.models.registry import Model
-from kit.verify import golden, replay
+from kit.verify import golden
 
 LONG = "long"
 FIRST = 32  # tokens that are only read: without anything before them, the first ones say little
@@ -31,7 +30,7 @@ TOKENS = 512  # positions that count, from there on
 
 # In a process of its own: float32 and another format together would not fit into a small machine.
 CHILD = "import sys; from kit.bench import quality; print(quality.read_as_json(*sys.argv[1:]))"
-REFERENCE = Combination("manual", "cpu", "float32", None, 0)
+REFERENCE = Combination(methods.REFERENCE.method, "cpu", "float32", None, 0)
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def measure(bench: Bench, on_progress: Callable[[str, float], None] = lambda wha
     """
     model = bench.plan.model
     asked = [row.combination for row in bench.measured()]
-    asked = [REFERENCE, *(one for one in asked if (one.method, one.device, one.dtype) != ("manual", "cpu", "float32"))]
+    asked = [REFERENCE, *(one for one in asked if str(one) != str(REFERENCE))]
     found = bench.quality = []
     best: list[int] = []
     for number, one in enumerate(asked):
@@ -88,32 +87,8 @@ def _in_a_child(model: Model, one: Combination) -> tuple[list[float], list[int]]
 
 def read_as_json(name: str, method: str, device: str, number_format: str) -> str:
     """The log-probability of each token of the text, and the most probable token in its place."""
-    model = registry.find(name)
-    text = golden.prompts()[LONG]
-    if method == methods.LLAMACPP:
-        return json.dumps(_through_llamacpp(model, device, number_format, text))
-    return json.dumps(_through_transformers(model, method, devices.choose(device, number_format, ""), text))
-
-
-def _through_transformers(model: Model, method: str, device: Device, text: str) -> tuple[list[float], list[int]]:
-    import torch
-
-    loaded = torch_engine.load_model(model, method, device)
-    ids = loaded.tokenizer(text)["input_ids"][: FIRST + TOKENS]
-    tokens = torch.tensor([ids], device=device.name)
-    with torch.inference_mode():
-        logits = loaded.model(tokens, use_cache=False).logits[0, FIRST - 1 : -1].float().cpu()
-    logprobs, _ = replay.compare_logits(logits, torch.tensor(ids[FIRST:]))
-    return logprobs, logits.argmax(1).tolist()
-
-
-def _through_llamacpp(model: Model, device: str, quant: str, text: str) -> tuple[list[float], list[int]]:
-    from tokenizers import Tokenizer
-
-    ids = Tokenizer.from_file(str(model.folder / "tokenizer.json")).encode(text).ids[: FIRST + TOKENS]
-    replaying = llamacpp_engine.LlamacppReplay(model, gguf_files.choose(model, quant), device, len(ids))
-    try:
-        found = list(replaying.positions(ids, FIRST))
-    finally:
-        replaying.close()
-    return [position.logprob for position in found], [position.best for position in found]
+    with methods.of(method)(registry.find(name), device, number_format) as engine:
+        ids = engine.encode(golden.prompts()[LONG])[: FIRST + TOKENS]
+        engine.load(len(ids))
+        found = engine.logprobs(ids, FIRST)
+    return json.dumps([[position.logprob for position in found], [position.best for position in found]])

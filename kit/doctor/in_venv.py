@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from kit.doctor import hub as hub_checks
 from kit.doctor.check import FAIL, OK, Listed, Outcome
-from kit.engines import devices, imports
-from kit.paths import ROOT
+from kit.engines import devices, imports, torch_engine
 
 
 def listed(model_name: str) -> list[Listed]:
@@ -27,10 +24,5 @@ def check_libraries() -> Outcome:
 
 def check_device() -> Outcome:
     """What DEVICE=auto takes, and why."""
-    chosen = devices.choose("auto", "auto", _starter_dtype())
-    return Outcome(OK, f"{chosen.name}: {chosen.reason}")
-
-
-def _starter_dtype() -> str:
-    config = ROOT / "models" / "starter" / "config.json"
-    return json.loads(config.read_text(encoding="utf-8"))["dtype"] if config.exists() else "bfloat16"
+    name, reason = devices.choose("auto", torch_engine.obstacle)
+    return Outcome(OK, f"{name}: {reason}")

@@ -6,29 +6,25 @@ import math
 import time
 from collections.abc import Callable
 
-from kit.engines import devices, imports, llama_server, llamacpp_engine, memory, methods, torch_engine
+from kit.engines import imports, memory, methods
 from kit.engines.devices import Device
-from kit.engines.request import Completion, Engine, Request
+from kit.engines.engine import Engine
+from kit.engines.request import Completion, Request
 from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
+from kit.files import Progress, silent
 from kit.models import folder as model_folder
-from kit.models import gguf_files
-from kit.models.gguf_files import Quant
-from kit.models.registry import Model
-
-# Bytes that a run holds beside the weights (docs/measurements.md).
-LIBRARIES_MEMORY = {"pipeline": 450_000_000, "manual": 450_000_000, "llamacpp": 250_000_000}
 
 
 def complete(
     request: Request,
     on_text: Callable[[str], None] = lambda text: None,
     on_device: Callable[[Device], None] = lambda device: None,
-    on_progress: gguf_files.Progress = lambda what, share: None,
+    on_progress: Progress = silent,
 ) -> Completion:
     """Completes the prompt. `on_device` is told the device before the weights are read, `on_text` the text as it comes,
-    and `on_progress` how far a GGUF file is that has to be written first: its time is no part of the run's.
+    and `on_progress` how far a file is that has to be written first: its time is no part of the run's.
 
     Raises KitError where the model is not whole, does not fit, or the device cannot run it; WrongUsage for a request
     that no machine could fulfil.
@@ -36,42 +32,31 @@ def complete(
     started = time.perf_counter()
     _validate(request)
     model_folder.check(request.model)
-    quant = gguf_files.choose(request.model, request.quant) if request.method == methods.LLAMACPP else None
-    if quant:
-        device = devices.choose_for_llamacpp(request.device, quant)
-        if not gguf_files.is_here(request.model, quant):
-            llamacpp_engine.read_prompt(request)  # one that does not fit has nothing written for it
-        if gguf_files.ensure(request.model, quant, on_progress):
-            started = time.perf_counter()
-    else:
-        checkpoint_dtype = torch_engine.checkpoint_dtype(request.model)
-        device = devices.choose(request.device, request.dtype, checkpoint_dtype)
-    on_device(device)
-    _require_memory(request, device, quant, machine.this())
-    if quant:
-        llama_server.import_all()
-    else:
-        imports.import_all()
+    engine = methods.prepare(request)
+    _require_memory(engine, machine.this())
+    if engine.needs_file():
+        engine.fit(request)  # a prompt that does not fit has nothing written for it
+        engine.write_file(on_progress)
+        started = time.perf_counter()
+    on_device(engine.device)
+    engine.import_libraries()
     imported = time.perf_counter()
     try:
-        engine = llamacpp_engine.load(request, device, quant.path) if quant else torch_engine.load(request, device)
-        try:
+        with engine:
+            engine.load(len(engine.fit(request)) + request.max_new_tokens)
             return _complete(request, engine, started, imported, on_text)
-        finally:
-            engine.close()
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error):
             raise KitError(
-                f"{request.model.name} does not fit into the memory of {device.name}: {str(error).splitlines()[0]}",
+                f"{request.model.name} does not fit into the memory of {engine.device.name}: "
+                f"{str(error).splitlines()[0]}",
                 "close other programs, ask for fewer MAX_NEW_TOKENS, or: make run MODEL=starter",
             ) from error
         raise
 
 
 def _validate(request: Request) -> None:
-    if request.method not in methods.NAMES:
-        raise WrongUsage(f"METHOD={request.method} is unknown. Valid: {', '.join(methods.NAMES)}.")
-    methods.check_format(request.method, request.dtype, request.quant)
+    methods.check(request)
     if not request.prompt:
         raise WrongUsage("the prompt is empty.", 'make run PROMPT="The capital of France is"')
     if request.max_new_tokens < 1:
@@ -80,24 +65,16 @@ def _validate(request: Request) -> None:
         raise WrongUsage(f"TEMPERATURE={request.temperature}: 0 is greedy decoding, above 0 is sampling.")
 
 
-def _require_memory(request: Request, device: Device, quant: Quant | None, here: Machine) -> None:
+def _require_memory(engine: Engine, here: Machine) -> None:
     """Raises KitError in a container that is too small: there is no swap, and the end would be one word, Killed."""
-    weights = quant.path.stat().st_size if quant else _weights(request.model, device)
-    needed = weights + LIBRARIES_MEMORY[request.method]
+    model, needed = engine.model, engine.weights_bytes() + engine.libraries_memory
     if here.container and here.memory is not None and here.memory < needed:
         raise KitError(
-            f"{request.model.name} in {device.dtype} needs {needed / 1e9:.2f} GB of memory, and this container has "
-            f"{here.memory / 1e9:.2f} GB.",
+            f"{model.name} in {engine.device.number_format} needs {needed / 1e9:.2f} GB of memory, and this container "
+            f"has {here.memory / 1e9:.2f} GB.",
             f"make docker-run MEMORY={needed * 12 // 10**10 + 1}g  (Docker Desktop first: Settings, Resources, Memory)"
-            + ("" if request.model.name == "starter" else "\n  or: make docker-run MODEL=starter"),
+            + ("" if model.name == "starter" else "\n  or: make docker-run MODEL=starter"),
         )
-
-
-def _weights(model: Model, device: Device) -> int:
-    """Bytes of the weights in the device's number format."""
-    widths = torch_engine.WIDTHS
-    checkpoint_dtype = torch_engine.checkpoint_dtype(model)
-    return int(model.weights * widths.get(device.dtype, 2) / widths.get(checkpoint_dtype, 2))
 
 
 def _complete(
@@ -110,9 +87,8 @@ def _complete(
         repo_id=request.model.repo_id,
         revision=request.model.revision,
         method=request.method,
-        device=engine.device,
-        dtype=engine.dtype,
-        quant=engine.quant,
+        device=engine.device.name,
+        **engine.number_formats,
         seed=request.seed,
         prompt=request.prompt,
         text=came.text,
@@ -127,4 +103,5 @@ def _complete(
         peak_rss_bytes=memory.peak_rss_bytes(),
         device_memory_bytes=engine.device_memory(),
         versions=imports.versions(engine.packages),
+        facts=engine.facts(),
     )

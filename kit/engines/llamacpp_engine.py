@@ -4,37 +4,88 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from kit.engines import llama_server, memory
-from kit.engines.devices import Device
+from kit.engines import devices, llama_server, memory
+from kit.engines.devices import Device, Obstacle
+from kit.engines.engine import Engine, Generated, Position
 from kit.engines.llama_server import LlamaServer
-from kit.engines.request import Engine, Generated, Request, check_room
+from kit.engines.request import Request
 from kit.environment import machine
+from kit.environment.machine import Machine
 from kit.errors import KitError
-from kit.models.gguf_files import Quant
+from kit.files import Progress, silent
+from kit.models import folder as model_folder
+from kit.models import gguf_files
 from kit.models.registry import Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+FORCE = 10_000.0  # far above what any logit can be
 
-def load(request: Request, device: Device, path: Path) -> Engine:
-    """An engine for the request, on the GGUF file `path`, whose number format is `device.dtype`.
 
-    The prompt becomes token ids through the model folder's own tokenizer, as for every method. Raises WrongUsage where
-    it does not fit into the context, KitError where llama.cpp cannot load the file or did not run it on the device.
+class LlamacppEngine(Engine):
+    """A model's GGUF file through llama.cpp, whose Metal kernels are what `mps` means there.
+
+    The prompt becomes token ids through the model folder's own tokenizer, as for every method.
     """
-    tokenizer, prompt_ids = read_prompt(request)
-    ends = end_tokens(request.model.folder)
-    memory.release_free_memory()
-    # One more than is asked for: see below.
-    server = LlamaServer(path, device.name, len(prompt_ids) + request.max_new_tokens + 1, device.dtype)
 
-    def generate(request: Request, on_text: Callable[[str], None]) -> Generated:
+    method = "llamacpp"
+    framework = "llama.cpp"
+    setting = "quant"
+    packages = llama_server.PACKAGES
+    libraries_memory = 250_000_000
+    server: LlamaServer
+
+    @classmethod
+    def formats(cls, model: Model) -> tuple[str, ...]:
+        return gguf_files.names(model)
+
+    def choose(self, device: str, number_format: str) -> Device:
+        self.quant = gguf_files.choose(self.model, number_format)
+        name, reason = devices.choose(device, obstacle)
+        return Device(name, self.quant.name, reason, self.quant.reason)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.model.folder / "tokenizer.json"))
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def needs_file(self) -> bool:
+        return not gguf_files.is_here(self.model, self.quant)
+
+    def write_file(self, on_progress: Progress = silent) -> bool:
+        return gguf_files.ensure(self.model, self.quant, on_progress)
+
+    def weights_bytes(self) -> int:
+        return gguf_files.size(self.model, self.quant)
+
+    def bytes_per_token(self) -> int:
+        return gguf_files.bytes_per_token(self.model, self.quant)
+
+    def import_libraries(self) -> None:
+        llama_server.import_all()
+
+    def load(self, context: int) -> None:
+        _ = self.tokenizer
+        memory.release_free_memory()
+        # One more than is asked for: see `generate`.
+        self.server = LlamaServer(self.quant.path, self.device.name, context + 1, self.quant.name)
+
+    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
+        prompt_ids, ends = self.fit(request), model_folder.end_tokens(self.model)
         said = ""
         token_ids: list[int] = []
         first_at, first_tokens, last_at = 0.0, 0, 0.0
@@ -45,7 +96,7 @@ def load(request: Request, device: Device, path: Path) -> Engine:
             asked = prompt_ids + token_ids
             # llama.cpp keeps a token that ends inside a character to itself. One token more than is asked for, and the
             # last one asked for is among those that it has worked on, and so among those that it saves.
-            for chunk in server.generate(
+            for chunk in self.server.generate(
                 asked, wanted - start + 1, request.temperature, request.seed + start, request.ignore_eos
             ):
                 last_at = time.perf_counter()
@@ -62,93 +113,29 @@ def load(request: Request, device: Device, path: Path) -> Engine:
                 if count == wanted - start:
                     break
             if not known:
-                token_ids[start:] = _resolved(server.ids_after(asked), last_id, count)
+                token_ids[start:] = _resolved(self.server.ids_after(asked), last_id, count)
             if not count:
                 break
-        whole = tokenizer.decode(token_ids, skip_special_tokens=True)
+        whole = self.tokenizer.decode(token_ids, skip_special_tokens=True)
         if whole.startswith(said) and whole != said:
             on_text(whole[len(said) :])  # the bytes of a character that the last token did not finish
         return Generated(prompt_ids, token_ids, whole, first_at, first_tokens, last_at)
 
-    return Engine(
-        device=server.ran.device,
-        dtype=None,
-        quant=device.dtype,
-        packages=llama_server.PACKAGES,
-        generate=generate,
-        device_memory=lambda: server.ran.gpu_bytes,
-        close=server.close,
-    )
+    def logprobs(self, ids: Sequence[int], first: int) -> list[Position]:
+        """llama.cpp gives no log-probabilities of a prompt. So each position is a request of its own, in which a bias
+        forces the token that stands there; the log-probabilities are those from before the bias. What it worked on for
+        the request before is kept, so that each costs one token's work.
+        """
+        return [self._position(list(ids[:place]), ids[place]) for place in range(first, len(ids))]
 
+    @cached_property
+    def vocabulary(self) -> int:
+        return int(json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
 
-def read_prompt(request: Request) -> tuple[Tokenizer, list[int]]:
-    """The model's tokenizer and the prompt's ids. Raises WrongUsage where they do not fit into the context."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(request.model.folder / "tokenizer.json"))
-    prompt_ids: list[int] = tokenizer.encode(request.prompt).ids
-    check_room(request, len(prompt_ids))
-    return tokenizer, prompt_ids
-
-
-def _resolved(saved: list[int], last_id: int | None, count: int) -> list[int]:
-    """The `count` ids: llama.cpp saves a token when it has worked on it, so the last one may be missing."""
-    found = saved if last_id is None else [*saved[: count - 1], last_id]
-    if len(found) < count:
-        raise KitError("llama.cpp's saved tokens could not be read.", "please report it, with the prompt")
-    return found[:count]
-
-
-def end_tokens(folder: Path) -> set[int]:
-    """The ids that end a text, as for the other methods. (llama.cpp ends at more: it goes on after those.)"""
-    path = folder / "generation_config.json"
-    said = json.loads((path if path.exists() else folder / "config.json").read_text(encoding="utf-8"))
-    ids = said.get("eos_token_id")
-    return set(ids if isinstance(ids, list) else [] if ids is None else [ids])
-
-
-# --- What llama.cpp makes of each token of a text ---------------------------------------------------------------------
-
-
-FORCE = 10_000.0  # far above what any logit can be
-
-
-@dataclass(frozen=True)
-class Position:
-    """`logprob` of the token that stands there, in nats; `best` is the most probable token, `margin` how far the token
-    that stands there is ahead of the best other one (below 0 where it is not the best).
-    """
-
-    logprob: float
-    best: int
-    margin: float
-
-
-class LlamacppReplay:
-    """Reads a model's GGUF on `device` (cpu or mps), for texts of up to `context` tokens. To be closed."""
-
-    def __init__(self, model: Model, quant: Quant, device: str, context: int) -> None:
-        from tokenizers import Tokenizer
-
-        self._tokenizer = Tokenizer.from_file(str(model.folder / "tokenizer.json"))
-        self._vocabulary = int(json.loads((model.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
-        # A token that is a whole character: any will do.
-        self._decoy = next(token for token in range(self._vocabulary) if self._is_whole(token))
-        self._server = LlamaServer(quant.path, device, context + 1, quant.name)
-        self.ran = self._server.ran
-
-    def close(self) -> None:
-        self._server.close()
-
-    def positions(self, ids: Sequence[int], first: int) -> Iterator[Position]:
-        """Each position from `first` (1 or more) on. Raises KitError where llama.cpp does not answer as it should."""
-        for place in range(first, len(ids)):
-            yield self._position(list(ids[:place]), ids[place])
-
-    def measure(self, ids: Sequence[int], first: int) -> tuple[list[float], list[float]]:
-        """The log-probability of each token from position `first` on, and its margin over the best other one."""
-        found = list(self.positions(ids, first))
-        return [position.logprob for position in found], [position.margin for position in found]
+    @cached_property
+    def decoy(self) -> int:
+        """A token that is a whole character: any will do."""
+        return next(token for token in range(self.vocabulary) if self._is_whole(token))
 
     def _position(self, before: list[int], token: int) -> Position:
         if self._is_whole(token):
@@ -157,10 +144,10 @@ class LlamacppReplay:
         else:
             # llama.cpp says nothing about a token that ends inside a character; so another is forced, and this one is
             # looked up among the rest.
-            said = self._ask(before, self._decoy, 500)
+            said = self._ask(before, self.decoy, 500)
             listed = {each["id"]: each["logprob"] for each in said["top_logprobs"]}
             if token not in listed:
-                said = self._ask(before, self._decoy, self._vocabulary)
+                said = self._ask(before, self.decoy, self.vocabulary)
                 listed = {each["id"]: each["logprob"] for each in said["top_logprobs"]}
             logprob = float(listed[token])
         top = said["top_logprobs"]
@@ -169,7 +156,7 @@ class LlamacppReplay:
 
     def _ask(self, before: list[int], forced: int, count: int) -> dict[str, Any]:
         asked = {"prompt": before, "n_predict": 1, "n_probs": count, "cache_prompt": True, "samplers": ["top_k"]}
-        answer = self._server.post("/completion", asked | {"top_k": 1, "logit_bias": [[forced, FORCE]]})
+        answer = self.server.post("/completion", asked | {"top_k": 1, "logit_bias": [[forced, FORCE]]})
         try:
             said: dict[str, Any] = answer["completion_probabilities"][0]
             if said["id"] != forced:
@@ -179,11 +166,30 @@ class LlamacppReplay:
             raise KitError(f"llama.cpp's log-probabilities could not be read: {error}.", "please report it") from error
 
     def _is_whole(self, token: int) -> bool:
-        text = self._tokenizer.decode([token], skip_special_tokens=False)
+        text = self.decode([token])
         return bool(text) and "\ufffd" not in text
 
+    def device_memory(self) -> int | None:
+        return self.server.ran.gpu_bytes
 
-def of_llamacpp() -> dict[str, Any]:
-    """What llama.cpp says of itself, and the threads that it is given."""
-    features = llama_server.import_library().get_system_info()
-    return {"threads": machine.performance().count, "features": str(features).strip(" |")}
+    def facts(self) -> dict[str, Any]:
+        features = str(llama_server.import_library().get_system_info()).strip(" |")
+        found = {"version": metadata.version("xllamacpp"), "threads": machine.performance().count}
+        return {"llamacpp": {**found, "features": features}}
+
+    def close(self) -> None:
+        if server := self.__dict__.pop("server", None):
+            server.close()
+
+
+def obstacle(here: Machine) -> Obstacle | None:
+    """What llama.cpp finds in the way of Metal. torch is not imported."""
+    return None if llama_server.has_metal() else devices.no_metal("llama.cpp", here)
+
+
+def _resolved(saved: list[int], last_id: int | None, count: int) -> list[int]:
+    """The `count` ids: llama.cpp saves a token when it has worked on it, so the last one may be missing."""
+    found = saved if last_id is None else [*saved[: count - 1], last_id]
+    if len(found) < count:
+        raise KitError("llama.cpp's saved tokens could not be read.", "please report it, with the prompt")
+    return found[:count]

@@ -1,79 +1,94 @@
-"""The two ways to run the same weights through transformers, from the same folder, on any device.
-
-Both read the weights straight onto the device (`device_map`). `pipeline(device="mps")` and `.to("mps")` load them on
-the CPU first and copy: that is the memory pressure that the kit's origin measured on MPS.
-"""
+"""The methods: two ways to run the same weights through transformers, a dozen lines each, and the third by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kit.engines.devices import Device
+from kit.engines import devices
+from kit.engines.engine import Engine
+from kit.engines.llamacpp_engine import LlamacppEngine
+from kit.engines.request import Request
+from kit.engines.torch_engine import TokenStream, TorchEngine
 from kit.errors import WrongUsage
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-    from kit.engines.torch_engine import TokenStream
+    from transformers import GenerationConfig, PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory. `generate(prompt, config, stream)` completes the prompt, a token at a time into the stream."""
-
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
-    generate: Callable[[str, GenerationConfig, TokenStream], Any]
-
-
-def load_pipeline(folder: Path, device: Device) -> Loaded:
+class PipelineEngine(TorchEngine):
     """Method 1: transformers.pipeline. Least code; the library does the rest."""
-    import torch
-    from transformers import pipeline
 
-    pipe = pipeline(
-        "text-generation", model=str(folder), dtype=getattr(torch, device.dtype), device_map={"": device.name}
-    )
+    method = "pipeline"
 
-    def generate(prompt: str, config: GenerationConfig, stream: TokenStream) -> None:
-        pipe(prompt, generation_config=config, streamer=stream, return_full_text=False)
+    def open(self) -> PreTrainedModel:
+        from transformers import pipeline
 
-    return Loaded(pipe.tokenizer, pipe.model, generate)
+        where = {"dtype": self.dtype, "device_map": {"": self.device.name}}
+        self.pipe = pipeline("text-generation", model=str(self.model.folder), tokenizer=self.tokenizer, **where)
+        return self.pipe.model
+
+    def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:
+        self.pipe(request.prompt, generation_config=config, streamer=stream, return_full_text=False)
 
 
-def load_manual(folder: Path, device: Device) -> Loaded:
+class ManualEngine(TorchEngine):
     """Method 2: tokenizer, model and generate by hand. More code, full control."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, device.dtype), device_map={"": device.name}
+    method = "manual"
+
+    def open(self) -> PreTrainedModel:
+        from transformers import AutoModelForCausalLM
+
+        where = {"dtype": self.dtype, "device_map": {"": self.device.name}}
+        return AutoModelForCausalLM.from_pretrained(self.model.folder, **where)
+
+    def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:
+        import torch
+
+        ids = torch.tensor([self.fit(request)], device=self.device.name)
+        self.loaded.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config, streamer=stream)
+
+
+# A method that is added is a class of its own, and its name here.
+ENGINES: dict[str, type[Engine]] = {engine.method: engine for engine in (PipelineEngine, ManualEngine, LlamacppEngine)}
+NAMES = tuple(ENGINES)
+# What others are held against: it has float32, and full control.
+REFERENCE = ManualEngine
+
+
+def of(method: str) -> type[Engine]:
+    """The method's engine. Raises WrongUsage with the names that there are."""
+    if method not in ENGINES:
+        raise WrongUsage(f"METHOD={method} is unknown. Valid: {', '.join(NAMES)}.")
+    return ENGINES[method]
+
+
+def check(request: Request) -> type[Engine]:
+    """The request's engine. Raises WrongUsage for an unknown method, and a number format that it does not have."""
+    engine = of(request.method)
+    for foreign in ("dtype", "quant"):
+        value = getattr(request, foreign)
+        if foreign == engine.setting or value == "auto":
+            continue
+        takers = [name for name, other in ENGINES.items() if other.setting == foreign]
+        raise WrongUsage(
+            f"{foreign.upper()}={value} is for METHOD={' and '.join(takers)}; {engine.method} takes "
+            f"{engine.setting.upper()}.",
+            f"make run METHOD={takers[0]} {foreign.upper()}={value}",
+        )
+    devices.require_known(
+        engine.setting.upper(),
+        getattr(request, engine.setting),
+        engine.formats(request.model),
+        f"make run METHOD={engine.method}",
     )
-
-    def generate(prompt: str, config: GenerationConfig, stream: TokenStream) -> None:
-        inputs = tokenizer(prompt, return_tensors="pt").to(device.name)
-        model.generate(**inputs, generation_config=config, streamer=stream)
-
-    return Loaded(tokenizer, model, generate)
+    return engine
 
 
-LOADERS = {"pipeline": load_pipeline, "manual": load_manual}
-LLAMACPP = "llamacpp"  # Method 3: kit/engines/llamacpp_engine.py
-NAMES = (*LOADERS, LLAMACPP)
+def prepare(request: Request) -> Engine:
+    """The engine for a request, with nothing loaded yet: format, device and why, and what has to be written first.
 
-
-def check_format(method: str, dtype: str, quant: str) -> None:
-    """Raises WrongUsage where a number format is asked for that the method does not have."""
-    if method == LLAMACPP and dtype != "auto":
-        raise WrongUsage(
-            f"DTYPE={dtype} is for pipeline and manual; METHOD=llamacpp takes QUANT.",
-            "make run METHOD=llamacpp QUANT=bf16",
-        )
-    if method != LLAMACPP and quant != "auto":
-        raise WrongUsage(
-            f"QUANT={quant} is for METHOD=llamacpp; {method} takes DTYPE.", f"make run METHOD=llamacpp QUANT={quant}"
-        )
+    Raises WrongUsage as `check` does, KitError where the device cannot run here.
+    """
+    engine = check(request)
+    return engine(request.model, request.device, getattr(request, engine.setting))

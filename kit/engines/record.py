@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from kit import reports
-from kit.engines import llamacpp_engine, methods, torch_engine
 from kit.engines.request import Completion, Request
 from kit.environment import facts
 from kit.errors import WrongUsage
@@ -31,20 +30,11 @@ class Repetition:
 def content(request: Request, completion: Completion) -> dict[str, Any]:
     """The content of reports/run-*.json."""
     return {
-        "facts": {**facts.gather(), **_of_libraries(request.method)},
+        "facts": {**facts.gather(), **completion.facts},
         "model": request.model.identity(),
         "request": {name: getattr(request, name) for name in ASKED},
         "completion": completion.as_dict(),
     }
-
-
-def _of_libraries(method: str) -> dict[str, Any]:
-    """What the library that ran says of itself; the other is not imported."""
-    return (
-        {"llamacpp": llamacpp_engine.of_llamacpp()}
-        if method == methods.LLAMACPP
-        else {"torch": torch_engine.of_torch()}
-    )
 
 
 def request_of(report: Report) -> Request:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from kit.errors import WrongUsage
 from kit.models.registry import Model
 
 DEFAULT_PROMPT = "Hello, who or what are you ?"
@@ -16,11 +14,12 @@ DEFAULT_PROMPT = "Hello, who or what are you ?"
 class Request:
     """What to complete and how. `temperature` 0 is greedy decoding; above it, tokens are drawn, seeded by `seed`.
 
-    `dtype` is for pipeline and manual, `quant` for llamacpp. With `ignore_eos` no token ends the text early.
+    `dtype` and `quant` name the number format; each method takes one of the two. With `ignore_eos` no token ends the
+    text early. `prompt_ids` stand in place of the prompt's own, where a proof needs these very tokens.
     """
 
     model: Model
-    prompt: str
+    prompt: str = ""
     method: str = "pipeline"
     device: str = "auto"
     dtype: str = "auto"
@@ -29,6 +28,7 @@ class Request:
     seed: int = 0
     quant: str = "auto"
     ignore_eos: bool = False
+    prompt_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Completion:
     """What came of a Request. Times in seconds, sizes in bytes; None where there is nothing to measure.
 
     `first_token_s` runs from the call of generate to its first token (so it holds the prompt's own pass),
-    `decode_tokens_per_s` counts the tokens after the first, `total_s` is all of it, imports included.
+    `decode_tokens_per_s` counts the tokens after the first, `total_s` is all of it, imports included. `facts` is what
+    the engine says of itself, for a record of the run.
     """
 
     model: str
@@ -60,60 +61,10 @@ class Completion:
     peak_rss_bytes: int
     device_memory_bytes: int | None
     versions: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Generated:
-    """What a method gave. `first_at` and `last_at` are readings of time.perf_counter(): of the first arrival, which had
-    `first_tokens` tokens, and of the last.
-    """
-
-    prompt_ids: list[int]
-    token_ids: list[int]
-    text: str
-    first_at: float
-    first_tokens: int
-    last_at: float
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """Of the tokens after the first arrival; None where there was no other."""
-        tokens, seconds = len(self.token_ids) - self.first_tokens, self.last_at - self.first_at
-        return tokens / seconds if tokens > 0 and seconds > 0 else None
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A model in memory: on which `device` it is in which number format, and how it completes a request.
-
-    `generate(request, on_text)` hands over the text as it comes; `device_memory()` is in bytes, None on the CPU. To be
-    closed.
-    """
-
-    device: str
-    dtype: str | None
-    quant: str | None
-    packages: tuple[str, ...]
-    generate: Callable[[Request, Callable[[str], None]], Generated]
-    device_memory: Callable[[], int | None]
-    close: Callable[[], None] = lambda: None
-
-
-def check_room(request: Request, tokens: int) -> None:
-    """Raises WrongUsage where a prompt of `tokens` and the completion do not fit into the context: nothing is cut."""
-    room = request.model.context - tokens
-    if room < 1:
-        raise WrongUsage(
-            f"the prompt is {tokens} tokens long, and the context of {request.model.name} holds "
-            f"{request.model.context}, prompt and completion together.",
-            "shorten the prompt",
-        )
-    if request.max_new_tokens > room:
-        raise WrongUsage(
-            f"the prompt ({tokens} tokens) and MAX_NEW_TOKENS={request.max_new_tokens} do not fit into the context of "
-            f"{request.model.name} ({request.model.context} tokens).",
-            f"make run MAX_NEW_TOKENS={room}, or a shorter prompt",
-        )
+        """The document of JSON=1."""
+        document = asdict(self)
+        del document["facts"]
+        return document

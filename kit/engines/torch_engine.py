@@ -1,93 +1,182 @@
-"""Methods 1 and 2, as an engine: transformers on torch."""
+"""What methods 1 and 2 share: transformers on torch, from the same folder, on any device.
+
+Both read the weights straight onto the device (`device_map`). `pipeline(device="mps")` and `.to("mps")` load them on
+the CPU first and copy: that is the memory pressure that the kit's origin measured on MPS.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kit.engines import imports, memory, methods
-from kit.engines.devices import Device
-from kit.engines.request import Engine, Generated, Request, check_room
+from kit.engines import devices, imports, memory
+from kit.engines.devices import Device, Obstacle
+from kit.engines.engine import Engine, Generated, Position
+from kit.engines.request import Request
+from kit.environment.machine import Machine
+from kit.errors import KitError
+from kit.formats import llama, safetensors
+from kit.models import folder as model_folder
 from kit.models.registry import Model
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
-
-if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+FORMATS = ("auto", "bfloat16", "float16", "float32")
 WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 
 
-def checkpoint_dtype(model: Model) -> str:
-    """The number format that the weights were saved in, as torch names it."""
-    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
+class TorchEngine(Engine):
+    """A model through transformers. A method says how it is opened, and how a prompt is completed."""
 
+    framework = "PyTorch"
+    setting = "dtype"
+    packages = imports.PACKAGES
+    libraries_memory = 450_000_000
+    loaded: PreTrainedModel
 
-def load_model(model: Model, method: str, device: Device) -> methods.Loaded:
-    """The model in memory, on the device and in its number format, through one of the methods."""
-    if device.name == "mps" and device.dtype != checkpoint_dtype(model):
-        # Converting while loading in parallel can crash on MPS: huggingface/transformers#48029.
-        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
-    memory.release_code()
-    converts = device.dtype != checkpoint_dtype(model)
-    with _read_tensor_by_tensor() if converts and device.name == "cpu" else nullcontext():
-        loaded = methods.LOADERS[method](model.folder, device)
-    if device.name == "mps":
+    @classmethod
+    def formats(cls, model: Model) -> tuple[str, ...]:
+        return FORMATS
+
+    def choose(self, device: str, number_format: str) -> Device:
+        devices.require_known("DTYPE", number_format, FORMATS)
+        checkpoint = model_folder.checkpoint_dtype(self.model)
+        name, reason = devices.choose(device, obstacle)
+        if number_format == "auto":
+            return Device(name, checkpoint, reason, "the checkpoint's own")
+        return Device(name, number_format, reason, "asked for")
+
+    @abstractmethod
+    def open(self) -> PreTrainedModel:
+        """Reads the weights, straight onto the device."""
+
+    @abstractmethod
+    def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:
+        """Completes the request's prompt, a token at a time into the stream."""
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.model.folder)
+
+    @property
+    def dtype(self) -> torch.dtype:
         import torch
 
-        # The GPU works on after the calls have returned: a load ends when it is done, and so does its time.
-        torch.mps.synchronize()
-    memory.release_free_memory()
-    return loaded
+        dtype: torch.dtype = getattr(torch, self.device.number_format)
+        return dtype
 
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        return ids
 
-@contextmanager
-def _read_tensor_by_tensor() -> Iterator[None]:
-    """Within this, transformers reads checkpoints, as it does for MPS by itself, in place of mapping them.
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
 
-    The pages of a mapped file stay beside the copies in another number format that are made of them: 250 MB more at the
-    peak with the starter. Transformers chooses by platform and device, and has no setting for it.
-    """
-    from transformers import modeling_utils
+    def weights_bytes(self) -> int:
+        checkpoint = WIDTHS.get(model_folder.checkpoint_dtype(self.model), 2)
+        return int(self.model.weights * WIDTHS[self.device.number_format] / checkpoint)
 
-    name = "safe_open"
-    mapping = getattr(modeling_utils, name)
-    setattr(modeling_utils, name, lambda *path, **options: mapping(*path, **{**options, "backend": "pread"}))
-    try:
-        yield
-    finally:
-        setattr(modeling_utils, name, mapping)
+    def bytes_per_token(self) -> int:
+        width = WIDTHS[self.device.number_format]
+        tensors = safetensors.read_headers(model_folder.weights(self.model))
+        return llama.bytes_per_token({name: tensor.count * width for name, tensor in tensors.items()})
 
+    def import_libraries(self) -> None:
+        imports.import_all()
 
-def load(request: Request, device: Device) -> Engine:
-    """An engine for the request. Raises WrongUsage where the prompt does not fit into the context."""
-    import torch
+    def load(self, context: int) -> None:
+        self.import_libraries()
+        converts = self.device.number_format != model_folder.checkpoint_dtype(self.model)
+        if self.device.name == "mps" and converts:
+            # Converting while loading in parallel can crash on MPS: huggingface/transformers#48029.
+            os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+        memory.release_code()
+        with memory.read_tensor_by_tensor() if converts and self.device.name == "cpu" else nullcontext():
+            self.loaded = self.open()
+        ran = str(self.loaded.dtype).removeprefix("torch.")
+        if ran != self.device.number_format:
+            raise KitError(
+                f"{self.device.number_format} was asked for, and {self.model.name} was loaded in {ran}.",
+                "please report it",
+            )
+        if self.device.name == "mps":
+            import torch
 
-    loaded = load_model(request.model, request.method, device)
-    check_room(request, len(loaded.tokenizer(request.prompt)["input_ids"]))
+            # The GPU works on after the calls have returned: a load ends when it is done, and so does its time.
+            torch.mps.synchronize()
+        memory.release_free_memory()
 
-    def generate(request: Request, on_text: Callable[[str], None]) -> Generated:
-        stream = TokenStream(loaded.tokenizer, on_text)
+    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
+        import torch
+
+        self.fit(request)
+        stream = TokenStream(self.tokenizer, on_text)
         torch.manual_seed(request.seed)
-        loaded.generate(request.prompt, generation_config(request, loaded.model.generation_config), stream)
+        self.complete(request, generation_config(request, self.loaded.generation_config), stream)
         times = stream.times
         return Generated(stream.prompt_ids or [], stream.token_ids, stream.text, times[0], 1, times[-1])
 
-    return Engine(
-        device=device.name,
-        dtype=str(loaded.model.dtype).removeprefix("torch."),
-        quant=None,
-        packages=imports.PACKAGES,
-        generate=generate,
-        device_memory=torch.mps.driver_allocated_memory if device.name == "mps" else lambda: None,
-    )
+    def logprobs(self, ids: Sequence[int], first: int) -> list[Position]:
+        return measure(self.loaded, ids, first)
+
+    def device_memory(self) -> int | None:
+        if self.device.name != "mps":
+            return None
+        import torch
+
+        return int(torch.mps.driver_allocated_memory())
+
+    def facts(self) -> dict[str, Any]:
+        import torch
+
+        found = {"version": torch.__version__, "threads": torch.get_num_threads()}
+        found |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "mps": torch.backends.mps.is_built()}
+        return {"torch": found}
+
+    def close(self) -> None:
+        self.__dict__.pop("loaded", None)
+
+
+def obstacle(here: Machine) -> Obstacle | None:
+    """What torch finds in the way of MPS."""
+    import torch
+
+    run_cpu = "make run DEVICE=cpu"
+    if not torch.backends.mps.is_built():
+        return "this torch was built without MPS", "make clean setup"
+    if not torch.backends.mps.is_available():
+        return devices.no_metal("torch", here)
+    try:
+        right = (torch.ones(2, device="mps") * 2).sum().item() == 4.0
+    except RuntimeError as error:
+        return f"the first operation on the GPU failed: {str(error).splitlines()[0]}", run_cpu
+    return None if right else ("the first operation on the GPU gave a wrong number", run_cpu)
+
+
+def measure(model: PreTrainedModel, ids: Sequence[int], first: int) -> list[Position]:
+    """What a loaded model makes of each token from position `first` on, in one pass."""
+    import torch
+
+    tokens = torch.tensor([list(ids)], device=model.device)
+    # The token at position p is foretold at p - 1; the last one foretells what is not compared.
+    wanted = len(ids) - first
+    with torch.inference_mode():
+        logits = model(tokens, use_cache=False, logits_to_keep=wanted + 1).logits[0, :-1].float().cpu()
+    taken = torch.tensor(list(ids[first:]))
+    own = logits.gather(1, taken[:, None])[:, 0]
+    logprobs = own - logits.logsumexp(1)
+    others = logits.scatter(1, taken[:, None], float("-inf")).max(1).values
+    columns = logprobs.tolist(), logits.argmax(1).tolist(), (own - others).tolist()
+    return [Position(*row) for row in zip(*columns, strict=True)]
 
 
 def generation_config(request: Request, own: GenerationConfig) -> GenerationConfig:
@@ -157,14 +246,3 @@ class TokenStream:
         if piece:
             self._pieces.append(piece)
             self._on_text(piece)
-
-
-def of_torch() -> dict[str, Any]:
-    """What torch says of itself; imports it."""
-    import torch
-
-    return {
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "mps": torch.backends.mps.is_built(),
-    }

@@ -7,32 +7,18 @@ weights), in about 2 s. The pre-tokenizer is the one the file names (each digit 
 from __future__ import annotations
 
 import json
-import math
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError
+from kit.formats import llama, safetensors
 from kit.formats.gguf import GgufFile
 
 if TYPE_CHECKING:
-    import numpy
+    pass
 
 
-# llama.cpp's tensor names -> transformers' (Llama architecture).
-TOP_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-LAYER_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 CONTROL_TOKEN = 3  # tokenizer.ggml.token_type of a special token
 
 
@@ -146,58 +132,15 @@ def tokenizer(gguf: GgufFile) -> dict[str, Any]:
 def write_weights(gguf: GgufFile, path: Path, on_progress: Callable[[float], None]) -> None:
     """model.safetensors, a tensor at a time, so that memory holds one tensor and not the model."""
     heads, kv_heads = (gguf.metadata[f"llama.attention.head_count{kind}"] for kind in ("", "_kv"))
-    shapes = {weight_name(tensor.name): tensor.shape for tensor in gguf.tensors.values()}
+    shapes = {llama.weight_name(tensor.name): tensor.shape for tensor in gguf.tensors.values()}
     with path.open("wb") as file:
-        file.write(safetensors_header(shapes))
+        file.write(safetensors.header(shapes))
         for done, name in enumerate(gguf.tensors, start=1):
             values = gguf.decode(name)
             if ".attn_q." in name or ".attn_k." in name:
-                values = unpermute(values, heads if ".attn_q." in name else kv_heads)
-            file.write(bfloat16(values).data)
+                values = llama.unpermute(values, heads if ".attn_q." in name else kv_heads)
+            file.write(safetensors.bfloat16(values).data)
             on_progress(done / len(gguf.tensors))
-
-
-def safetensors_header(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """What stands in front of the tensors' bytes, in bfloat16 and in this order.
-
-    The format is a length, a JSON header and the bytes: https://huggingface.co/docs/safetensors (its own writer takes
-    all tensors at once).
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
-    return struct.pack("<Q", len(text)) + text
-
-
-def weight_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`."""
-    stem, kind = name.rsplit(".", 1)
-    if not stem.startswith("blk."):
-        return f"{TOP_NAMES[stem]}.{kind}"
-    _, layer, part = stem.split(".")
-    return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
-
-
-def unpermute(values: numpy.ndarray, heads: int) -> numpy.ndarray:
-    """Rows of a query or key projection, from llama.cpp's order (rotary pairs side by side) to transformers' (halves).
-
-    The inverse of `permute` in llama.cpp's convert_hf_to_gguf.py. `values`: (heads * head_dim, hidden).
-    """
-    rows, columns = values.shape
-    return values.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
-
-
-def bfloat16(values: numpy.ndarray) -> numpy.ndarray:
-    """The upper 16 bits of each float32, rounded to the nearest, ties to even: torch's own conversion, as uint16."""
-    import numpy
-
-    bits = numpy.ascontiguousarray(values).view(numpy.uint32)
-    rounded = bits + (((bits >> 16) & 1) + numpy.uint32(0x7FFF))
-    return (rounded >> 16).astype(numpy.uint16)
 
 
 def write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> None:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError
 
@@ -90,3 +90,27 @@ def as_float32(bits: numpy.ndarray) -> numpy.ndarray:
     if bits.dtype == numpy.uint16:
         return (bits.astype(numpy.uint32) << 16).view(numpy.float32)
     return bits.astype(numpy.float32, copy=False)
+
+
+def bfloat16(values: numpy.ndarray) -> numpy.ndarray:
+    """The upper 16 bits of each float32, rounded to the nearest, ties to even: torch's own conversion, as uint16."""
+    import numpy
+
+    bits = numpy.ascontiguousarray(values).view(numpy.uint32)
+    rounded = bits + (((bits >> 16) & 1) + numpy.uint32(0x7FFF))
+    return (rounded >> 16).astype(numpy.uint16)
+
+
+def header(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """What stands in front of the tensors' bytes, in bfloat16 and in this order.
+
+    (safetensors' own writer takes all tensors at once.)
+    """
+    head: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        head[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.environment import machine
 from kit.errors import KitError
-from kit.formats import gguf_tokenizer
-from kit.formats.from_gguf import LAYER_NAMES, TOP_NAMES
+from kit.formats import gguf_tokenizer, llama
 from kit.formats.safetensors import SafetensorsFile, as_float32
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ VERSION = 2
 TYPES = {"bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 FILE_TYPES = {"bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 
+PIECE = 1 << 20  # numbers that a thread works on at a time
+
 Progress = Callable[[float], None]
 
 
@@ -51,7 +52,7 @@ def convert(
     from gguf import GGUFWriter
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    _require_llama(config, folder)
+    llama.require_llama(config, folder)
     source = SafetensorsFile(weights)
     writer = GGUFWriter(path, "llama")
     try:
@@ -62,49 +63,13 @@ def convert(
         writer.close()
 
 
-def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """theta, and the scaling ({} for none), from either spelling of config.json. Raises KitError for another kind."""
-    said = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(said.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
-    kind = said.get("rope_type") or said.get("type") or "default"
-    if kind not in ("default", "llama3"):
-        raise KitError(f"RoPE scaling of the kind {kind!r} is not what the kit converts.", "make run METHOD=manual")
-    return theta, said if kind == "llama3" else {}
-
-
-def rope_freqs(theta: float, scaling: dict[str, Any], head_dim: int) -> numpy.ndarray:
-    """Llama 3's scaling as llama.cpp takes it: what each of the head_dim / 2 frequencies is divided by, float32.
-
-    Wavelengths beyond original / low_freq_factor are divided by `factor`, those below original / high_freq_factor not
-    at all, and those between by what is between: transformers, modeling_rope_utils.py, _compute_llama3_parameters.
-    """
-    import numpy
-
-    factor, low, high = (float(scaling[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = float(scaling["original_max_position_embeddings"])
-    found = []
-    for index in range(0, head_dim, 2):
-        wavelength = 2 * math.pi * theta ** (index / head_dim)
-        smooth = min(1.0, max(0.0, (original / wavelength - low) / (high - low)))
-        found.append(1 / ((1 - smooth) / factor + smooth))
-    return numpy.array(found, dtype=numpy.float32)
-
-
-def _require_llama(config: dict[str, Any], folder: Path) -> None:
-    if config.get("model_type") != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
-        raise KitError(
-            f"{folder / 'config.json'} is not of the Llama architecture without biases; the kit converts no other.",
-            "make run METHOD=manual",
-        )
-
-
 def _add_metadata(writer: GGUFWriter, config: dict[str, Any], title: str, quant: str) -> None:
     from gguf import LlamaFileType
     from gguf.constants import GGML_QUANT_VERSION
 
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    theta, _ = rope(config)
+    theta, _ = llama.rope(config)
     writer.add_name(title)
     writer.add_file_type(LlamaFileType[FILE_TYPES[quant]])
     writer.add_quantization_version(GGML_QUANT_VERSION)
@@ -136,73 +101,62 @@ def _add_tokenizer(writer: GGUFWriter, folder: Path, size: int) -> None:
         writer.add_chat_template(found.chat_template)
 
 
+def sizes(folder: Path, weights: list[Path], quant: str) -> dict[str, int]:
+    """The bytes of each tensor of the file that `convert` would write. Raises KitError as it does."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    llama.require_llama(config, folder)
+    return {name: size for name, (_, size) in _layout(SafetensorsFile(weights), config, quant).items()}
+
+
+def _layout(source: SafetensorsFile, config: dict[str, Any], quant: str) -> dict[str, tuple[str, int]]:
+    """llama.cpp's name of each tensor -> transformers' name, and the bytes that it takes in the file."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[TYPES[quant]]]
+    found = {}
+    for name, own in llama.tensor_names(source.tensors, bool(config.get("tie_word_embeddings"))):
+        shape = source.tensors[own].shape
+        if len(shape) > 1 and shape[-1] % block:
+            raise KitError(
+                f"{own} has rows of {shape[-1]}, and {quant} takes multiples of {block}.", "make gguf QUANT=bf16"
+            )
+        found[name] = own, 4 * shape[0] if len(shape) == 1 else math.prod(shape) // block * block_bytes
+    return found
+
+
 def _write_tensors(
     writer: GGUFWriter, source: SafetensorsFile, config: dict[str, Any], quant: str, on_progress: Progress
 ) -> None:
     from concurrent.futures import ThreadPoolExecutor  # here: a run that writes nothing does without
 
     import numpy
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.constants import GGMLQuantizationType
 
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    theta, scaling = rope(config)
+    theta, scaling = llama.rope(config)
     kind = GGMLQuantizationType[TYPES[quant]]
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    names = dict(tensor_names(source, bool(config.get("tie_word_embeddings"))))
-    freqs = rope_freqs(theta, scaling, head_dim) if scaling else None
+    layout = _layout(source, config, quant)
+    freqs = llama.rope_freqs(theta, scaling, head_dim) if scaling else None
     if freqs is not None:
         writer.add_tensor_info("rope_freqs.weight", freqs.shape, freqs.dtype, freqs.nbytes)
-    for name, own in names.items():
+    for name, (own, size) in layout.items():
         shape = source.tensors[own].shape
-        if len(shape) == 1:
-            writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), 4 * shape[0])
-            continue
-        if shape[-1] % block:
-            raise KitError(
-                f"{own} has rows of {shape[-1]}, and {quant} takes multiples of {block}.", "make gguf QUANT=bf16"
-            )
-        size = shape[0] * shape[1] // block * block_bytes
-        writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), size, raw_dtype=kind)
+        raw = {} if len(shape) == 1 else {"raw_dtype": kind}
+        writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), size, **raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     if freqs is not None:
         append(writer, [freqs])
-    total, done = sum(source.tensors[own].count for own in names.values()), 0
+    total, done = sum(source.tensors[own].count for own, _ in layout.values()), 0
     kv_heads = config.get("num_key_value_heads", heads)
     with ThreadPoolExecutor(machine.performance().count) as pool:
-        for name, own in names.items():
+        for name, (own, _) in layout.items():
             permuted = heads if ".attn_q." in name else kv_heads if ".attn_k." in name else None
             append(writer, encoded(source, own, kind, permuted, pool))
             done += source.tensors[own].count
             on_progress(done / total)
-
-
-# --- The tensors as a GGUF file has them: llama.cpp's names, order of rows, blocks ------------------------------------
-
-
-PIECE = 1 << 20  # numbers that a thread works on at a time
-
-
-def tensor_names(source: SafetensorsFile, tied: bool) -> Iterator[tuple[str, str]]:
-    """llama.cpp's name and transformers' of each tensor, layer by layer. Raises KitError for one without a name."""
-    tops = {theirs: ours for ours, theirs in TOP_NAMES.items()}
-    layers = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
-    found = []
-    for own in source.tensors:
-        stem, end = own.rsplit(".", 1)
-        if own.endswith("rotary_emb.inv_freq") or (stem == "lm_head" and tied):
-            continue  # computed anew; and a copy of the embedding
-        parts = stem.split(".", 3)
-        if stem in tops:
-            found.append(((-1, stem), f"{tops[stem]}.{end}", own))
-        elif parts[:2] == ["model", "layers"] and len(parts) == 4 and parts[3] in layers:
-            found.append(((int(parts[2]), parts[3]), f"blk.{parts[2]}.{layers[parts[3]]}.{end}", own))
-        else:
-            raise KitError(f"the tensor {own} has no place in llama.cpp's Llama.", "make run METHOD=manual")
-    for _, name, own in sorted(found):
-        yield name, own
 
 
 def append(writer: GGUFWriter, pieces: Iterable[numpy.ndarray]) -> None:
@@ -213,15 +167,6 @@ def append(writer: GGUFWriter, pieces: Iterable[numpy.ndarray]) -> None:
     writer.write_padding(file, file.tell())
     size = sum(file.write(piece.data) for piece in pieces)
     writer.write_padding(file, size)
-
-
-def permute(values: numpy.ndarray, heads: int) -> numpy.ndarray:
-    """Rows of a query or key projection, from transformers' order (halves) to llama.cpp's (rotary pairs side by side).
-
-    The inverse of plain_folder.unpermute. `values`: (heads * head_dim, hidden).
-    """
-    rows, columns = values.shape
-    return values.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def encoded(
@@ -257,7 +202,7 @@ def _blocks(bits: numpy.ndarray, kind: Any, heads: int | None) -> numpy.ndarray:
     from gguf.quants import quantize
 
     if heads:
-        bits = permute(bits, heads)
+        bits = llama.permute(bits, heads)
     if kind == GGMLQuantizationType.BF16 and bits.dtype == numpy.uint16:
         return numpy.ascontiguousarray(bits)
     blocks: numpy.ndarray = quantize(as_float32(bits), kind)

@@ -13,8 +13,9 @@ from typing import Any
 
 from kit import paths
 from kit.errors import KitError, WrongUsage
-from kit.files import locked, sha256
-from kit.formats import to_gguf
+from kit.files import Progress, locked, sha256, silent
+from kit.formats import llama, to_gguf
+from kit.formats.gguf import GgufFile
 from kit.models import folder as model_folder
 from kit.models.registry import Model
 
@@ -23,8 +24,6 @@ SHIPPED = "q4_1"  # the starter's
 # Of the safetensors' bytes: a file of q8_0 holds 17 bytes for 32, of q4_0 9; and the tokenizer's, twice over.
 SHARES = {"bf16": 1.0, "q8_0": 17 / 32, "q4_0": 9 / 32}
 MARGIN = 50_000_000  # bytes
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def is_here(model: Model, quant: Quant) -> bool:
     return True
 
 
-def ensure(model: Model, quant: Quant, on_progress: Progress = lambda what, share: None) -> bool:
+def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
     """Writes the file where it is not there, or is not of these weights. True where it was written.
 
     From weights that are proved, beside its name and then under it. Safe to interrupt and to run twice at once. Raises
@@ -108,6 +107,18 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = lambda what, shar
         ) from error
 
 
+def size(model: Model, quant: Quant) -> int:
+    """The file's bytes; of one that is not written yet, about as many as it will have."""
+    return quant.path.stat().st_size if quant.path.exists() else int(model.weights * SHARES[quant.name])
+
+
+def bytes_per_token(model: Model, quant: Quant) -> int:
+    """Bytes of weights that each new token reads; of a file that is not written yet, too."""
+    if quant.path.exists():
+        return llama.bytes_per_token(GgufFile(quant.path).sizes())
+    return llama.bytes_per_token(to_gguf.sizes(model.folder, model_folder.weights(model), quant.name))
+
+
 def digest(quant: Quant, model: Model) -> str:
     """The file's sha256, as it was recorded when it was written, or as it is pinned."""
     pinned = {file.path: file.sha256 for file in model.files}
@@ -129,9 +140,8 @@ def _write(model: Model, quant: Quant, on_progress: Callable[[float], None]) -> 
             f"free some room, then: {repair(model, quant)}",
         )
     quant.stamp.unlink(missing_ok=True)
-    weights = [model.folder / file.path for file in model.files if file.path.endswith(".safetensors")]
     try:
-        to_gguf.convert(model.folder, weights, model.title, quant.name, partial, on_progress)
+        to_gguf.convert(model.folder, model_folder.weights(model), model.title, quant.name, partial, on_progress)
         digest = sha256(partial)
         partial.replace(quant.path)
     finally:

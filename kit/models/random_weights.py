@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kit import paths
 from kit.errors import KitError
 from kit.files import locked
-from kit.formats import from_gguf
+from kit.formats import from_gguf, llama, safetensors
 from kit.models import folder as model_folder
 from kit.models import registry, starter
 from kit.models.registry import Model
@@ -139,37 +139,20 @@ def padded(path: Path, size: int) -> dict[str, Any]:
     return tokenizer
 
 
-def tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a Llama model with tied embeddings, by transformers' names, in the order of names."""
-    hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
-    found["model.norm.weight"] = (hidden,)
-    for layer in range(config["num_hidden_layers"]):
-        start = f"model.layers.{layer}"
-        found |= {f"{start}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-        found |= {f"{start}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-        found[f"{start}.mlp.down_proj.weight"] = (hidden, inner)
-        found |= {f"{start}.self_attn.{name}_proj.weight": (keys, hidden) for name in ("k", "v")}
-        found[f"{start}.self_attn.q_proj.weight"] = (queries, hidden)
-        found[f"{start}.self_attn.o_proj.weight"] = (hidden, queries)
-    return dict(sorted(found.items()))
-
-
 def write_weights(path: Path, config: dict[str, Any], on_progress: Callable[[float], None]) -> None:
     """model.safetensors in bfloat16: ones for the norms, as when a training starts, random numbers elsewhere."""
     import numpy
 
-    shapes = tensors(config)
+    shapes = llama.shapes(config)
     total, done = sum(math.prod(shape) for shape in shapes.values()), 0
     values = table()
     bits = numpy.random.PCG64(SEED)
     with path.open("wb") as file:
-        file.write(from_gguf.safetensors_header(shapes))
+        file.write(safetensors.header(shapes))
         for shape in shapes.values():
             for count in _pieces(math.prod(shape)):
                 if len(shape) == 1:
-                    piece = from_gguf.bfloat16(numpy.ones(count, dtype=numpy.float32))
+                    piece = safetensors.bfloat16(numpy.ones(count, dtype=numpy.float32))
                 else:
                     drawn = bits.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
                     piece = values[drawn]
@@ -183,7 +166,7 @@ def table() -> numpy.ndarray:
     import numpy
 
     steps = (numpy.arange(65536, dtype=numpy.float32) - numpy.float32(32767.5)) / numpy.float32(32768)
-    return from_gguf.bfloat16(steps * numpy.float32(HALF_WIDTH))
+    return safetensors.bfloat16(steps * numpy.float32(HALF_WIDTH))
 
 
 def _pieces(count: int) -> Iterator[int]:

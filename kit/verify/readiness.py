@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
-from kit.engines import torch_engine
 from kit.environment import facts, machine
 from kit.errors import KitError
 from kit.models.registry import Model
@@ -128,7 +127,7 @@ def _lock(name: str) -> str:
 def manifest(done: Verification) -> dict[str, Any]:
     """The content of reports/manifest-*.json."""
     return {
-        "facts": {**facts.gather(), **({"torch": torch_engine.of_torch()} if len(done.stages) > 1 else {})},
+        "facts": {**facts.gather(), **done.facts},
         "model": done.model.identity(),
         # A replay draws nothing.
         "request": {"method": done.method, "device": done.device, "dtype": done.dtype, "seed": None},

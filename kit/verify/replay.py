@@ -7,16 +7,12 @@ Teacher-forced: a difference at one position does not change what stands at the 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from kit.engines.engine import Engine, Position
+from kit.engines.request import Request
 from kit.verify.golden import LONG_TOKENS, Entry, Golden
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 
 NEW_TOKENS = 48
 # How much of the long prompt is compared too: at its end, where a wrong position shows most.
@@ -47,14 +43,8 @@ class Replay:
     common: dict[str, tuple[int, int]]
 
 
-# Of a text's token ids and a position: the log-probability of each token from there on, and its margin over the best
-# other one.
-Measure = Callable[[tuple[int, ...], int], tuple[list[float], list[float]]]
-
-
-def replay(model: PreTrainedModel, golden: Golden, on_entry: Callable[[str], None] = lambda name: None) -> Replay:
-    """Compares `model`, on its own device and in its own number format, with the reference."""
-    return compare(lambda ids, first: measure(model, ids, first), golden, on_entry)
+# Of a text's token ids and a position: what a model makes of each token from there on.
+Measure = Callable[[Sequence[int], int], Sequence[Position]]
 
 
 def compare(measured: Measure, golden: Golden, on_entry: Callable[[str], None] = lambda name: None) -> Replay:
@@ -64,14 +54,14 @@ def compare(measured: Measure, golden: Golden, on_entry: Callable[[str], None] =
     common: dict[str, tuple[int, int]] = {}
     for entry in golden.entries:
         on_entry(entry.name)
-        logprobs, margins = measured(entry.ids, entry.first)
+        positions = measured(entry.ids, entry.first)
         flipped = set()
-        for place, (now, then) in enumerate(zip(logprobs, entry.logprobs, strict=True)):
+        for place, (now, then) in enumerate(zip(positions, entry.logprobs, strict=True)):
             position = entry.first + place
             # NaN compares as equal to everything, and is the worst of all.
-            difference = abs(now - then) if now == now else float("inf")
+            difference = abs(now.logprob - then) if now.logprob == now.logprob else float("inf")
             differences.append((difference, f"{entry.name}, position {position}"))
-            if (margins[place] > 0) != (entry.margins[place] > 0):
+            if (now.margin > 0) != (entry.margins[place] > 0):
                 flips.append(Flip(entry.name, position, abs(entry.margins[place])))
                 flipped.add(position)
         continued = range(entry.prompt_tokens, len(entry.ids))
@@ -82,50 +72,21 @@ def compare(measured: Measure, golden: Golden, on_entry: Callable[[str], None] =
     return Replay(mean, largest, where, len(differences), tuple(flips), common)
 
 
-def record(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: dict[str, str]) -> Iterable[Entry]:
-    """The entries of a reference, from a model in float32 on the CPU."""
-    import torch
-
+def record(engine: Engine, prompts: dict[str, str]) -> Iterator[Entry]:
+    """The entries of a reference, from a loaded engine: in float32, on the CPU."""
     for name, text in prompts.items():
-        prompt_ids = encode(tokenizer, name, text)
-        with torch.inference_mode():
-            inputs = torch.tensor([prompt_ids])
-            generated = model.generate(
-                inputs,
-                attention_mask=torch.ones_like(inputs),
-                max_new_tokens=NEW_TOKENS,
-                min_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        ids = tuple(generated[0].tolist())
+        prompt_ids = encode(engine, name, text)
+        came = engine.generate(
+            Request(engine.model, max_new_tokens=NEW_TOKENS, ignore_eos=True, prompt_ids=prompt_ids), lambda text: None
+        )
+        ids = (*prompt_ids, *came.token_ids)
         first = max(1, len(prompt_ids) - LONG_COMPARED)
-        logprobs, margins = measure(model, ids, first)
-        text = tokenizer.decode(ids[len(prompt_ids) :])
-        yield Entry(name, ids, len(prompt_ids), first, tuple(logprobs), tuple(margins), text)
+        found = engine.logprobs(ids, first)
+        logprobs, margins = (tuple(getattr(position, each) for position in found) for each in ("logprob", "margin"))
+        yield Entry(name, ids, len(prompt_ids), first, logprobs, margins, engine.decode(came.token_ids))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, name: str, text: str) -> list[int]:
+def encode(engine: Engine, name: str, text: str) -> tuple[int, ...]:
     """The prompt's tokens; of the long prompt as many as the reference has."""
-    ids: list[int] = tokenizer(text)["input_ids"]
-    return ids[:LONG_TOKENS] if name == "long" else ids
-
-
-def measure(model: PreTrainedModel, ids: tuple[int, ...], first: int) -> tuple[list[float], list[float]]:
-    """The log-probability of each token from position `first` on, and its margin over the best other one."""
-    import torch
-
-    tokens = torch.tensor([ids], device=model.device)
-    # The token at position p is foretold at p - 1; the last one foretells what is not compared.
-    wanted = len(ids) - first
-    with torch.inference_mode():
-        logits = model(tokens, use_cache=False, logits_to_keep=wanted + 1).logits[0, :-1].float().cpu()
-    return compare_logits(logits, torch.tensor(ids[first:]))
-
-
-def compare_logits(logits: torch.Tensor, taken: torch.Tensor) -> tuple[list[float], list[float]]:
-    """`logits` (positions, vocabulary) and the tokens that were taken (positions)."""
-    own = logits.gather(1, taken[:, None])[:, 0]
-    logprobs = own - logits.logsumexp(1)
-    others = logits.scatter(1, taken[:, None], float("-inf")).max(1).values
-    return logprobs.tolist(), (own - others).tolist()
+    ids = engine.encode(text)
+    return tuple(ids[:LONG_TOKENS] if name == "long" else ids)

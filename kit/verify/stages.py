@@ -7,30 +7,22 @@ format that were asked for come on top, with their own tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
-from kit.engines import devices, imports, llamacpp_engine, methods, torch_engine
-from kit.engines.devices import Device
-from kit.environment import facts
+from kit.engines import methods
+from kit.engines.engine import Engine
+from kit.engines.request import Request
+from kit.environment import facts as environment
 from kit.errors import KitError, WrongUsage
+from kit.files import Progress, silent
 from kit.models import folder as model_folder
-from kit.models import gguf_files
-from kit.models.gguf_files import Quant
 from kit.models.registry import Model
 from kit.verify import golden, replay, tolerances
 from kit.verify.golden import Golden
 from kit.verify.tolerances import Verdict
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-REFERENCE = Device("cpu", "float32", "the reference's", "the reference's")
-
-# What is at work, and the share of it that is done (0 to 1).
-Progress = Callable[[str, float], None]
+FLOAT32 = "float32"  # what the reference is in
 
 
 @dataclass(frozen=True)
@@ -49,13 +41,17 @@ class Stage:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was verified, where, and how it went: the stages in order, up to the first that makes the next one moot."""
+    """What was verified, where, and how it went: the stages in order, up to the first that makes the next one moot.
+
+    `facts` is what the engines said of themselves.
+    """
 
     model: Model
     method: str
     device: str
     dtype: str
     stages: tuple[Stage, ...]
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -66,65 +62,40 @@ class Verification:
         return next((stage for stage in self.stages if not stage.ok), None)
 
 
-def verify(
-    model: Model,
-    device: str = "auto",
-    dtype: str = "auto",
-    method: str = "manual",
-    quant: str = "auto",
-    on_progress: Progress = lambda what, share: None,
-) -> Verification:
-    """Every stage in turn. Raises KitError where there is no reference, no model, or a device cannot run."""
-    if method not in methods.NAMES:
-        raise WrongUsage(f"METHOD={method} is unknown. Valid: {', '.join(methods.NAMES)}.")
-    methods.check_format(method, dtype, quant)
-    gguf = gguf_files.choose(model, quant) if method == methods.LLAMACPP else None
+def verify(request: Request, on_progress: Progress = silent) -> Verification:
+    """Every stage in turn, for the model, method, device and number format of `request`. Raises KitError where there is
+    no reference, no model, or a device cannot run, WrongUsage for names that are unknown."""
+    model = request.model
+    methods.check(request)
     reference = golden.read(model)
     if len(model_folder.missing(model)) == len(model.files):
         model_folder.check(model)
     hashes = _check_hashes(model, on_progress)
     if not hashes.ok:
-        return Verification(model, method, device, dtype, (hashes,))
-    if gguf:
-        gguf_files.ensure(model, gguf, on_progress)
-        asked = devices.choose_for_llamacpp(device, gguf)
-    else:
-        asked = devices.choose(device, dtype, torch_engine.checkpoint_dtype(model))
-    on_progress("importing the libraries", 0)
-    imports.import_all()
-    stages = [hashes]
-    for where in (REFERENCE, asked):
-        again = (where.name, where.dtype) == (REFERENCE.name, REFERENCE.dtype) and len(stages) > 1
-        if not again and all(stage.ok or stage.verdict for stage in stages):
-            on_progress(f"{model.name} in {where.dtype} on {where.name}: loading", 0)
-            if gguf and where is asked:
-                stages.append(_replay_through_llamacpp(where, model, gguf, reference, on_progress))
-            else:
-                through = "manual" if gguf else method
-                stages += _replay_on(where, model, through, reference, on_progress, with_tokenizer=len(stages) == 1)
-    return Verification(model, method, asked.name, asked.dtype, tuple(stages))
-
-
-def _replay_on(
-    where: Device, model: Model, method: str, reference: Golden, on_progress: Progress, with_tokenizer: bool
-) -> list[Stage]:
-    """Loads the model, and lets go of it at the end: two at once would not fit into a small machine."""
-    loaded = torch_engine.load_model(model, method, where)
-    stages = [check_tokenizer(loaded.tokenizer, reference)] if with_tokenizer else []
-    if all(stage.ok for stage in stages):
-        stages.append(check_replay(loaded.model, reference, where.name, where.dtype, on_progress))
-    return stages
-
-
-def _replay_through_llamacpp(
-    where: Device, model: Model, gguf: Quant, reference: Golden, on_progress: Progress
-) -> Stage:
+        return Verification(model, request.method, request.device, request.dtype, (hashes,))
+    asked = methods.prepare(request)
+    asked.write_file(on_progress)
+    # The method that was asked for, where it has float32.
+    exact = asked.method if FLOAT32 in asked.formats(model) else methods.REFERENCE.method
+    engines = [methods.prepare(Request(model, method=exact, device="cpu", dtype=FLOAT32))]
+    if (asked.device.name, asked.device.number_format) != ("cpu", FLOAT32):
+        engines.append(asked)
     context = max(len(entry.ids) for entry in reference.entries)
-    replaying = llamacpp_engine.LlamacppReplay(model, gguf, where.name, context)
-    try:
-        return judge_replay(replaying.measure, reference, where.name, where.dtype, on_progress)
-    finally:
-        replaying.close()
+    stages = [hashes]
+    facts: dict[str, Any] = {}
+    for engine in engines:
+        where = engine.device
+        on_progress(f"{model.name} in {where.number_format} on {where.name}: loading", 0)
+        # Closed before the next one is loaded: two at once would not fit into a small machine.
+        with engine:
+            engine.load(context)
+            facts |= engine.facts()
+            if engine is engines[0]:
+                stages.append(check_tokenizer(engine, reference))
+                if not stages[-1].ok:
+                    break
+            stages.append(judge_replay(engine.logprobs, reference, where.name, where.number_format, on_progress))
+    return Verification(model, request.method, asked.device.name, asked.device.number_format, tuple(stages), facts)
 
 
 def _check_hashes(model: Model, on_progress: Progress) -> Stage:
@@ -142,26 +113,17 @@ def _check_hashes(model: Model, on_progress: Progress) -> Stage:
     return Stage("hashes", f"{len(model.files)} files, {model.size / 1e9:.2f} GB, every sha256 as pinned")
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, reference: Golden) -> Stage:
+def check_tokenizer(engine: Engine, reference: Golden) -> Stage:
     """The prompts give the reference's tokens, and its continuations' tokens give their text."""
     texts, faults, count = golden.prompts(), [], 0
     for entry in reference.entries:
-        prompt_ids = list(entry.ids[: entry.prompt_tokens])
+        prompt_ids = entry.ids[: entry.prompt_tokens]
         count += len(entry.ids)
-        if replay.encode(tokenizer, entry.name, texts.get(entry.name, "")) != prompt_ids:
+        if replay.encode(engine, entry.name, texts.get(entry.name, "")) != prompt_ids:
             faults.append(f"the prompt {entry.name!r} gives other tokens")
-        elif tokenizer.decode(list(entry.continuation)) != entry.text:
+        elif engine.decode(entry.continuation) != entry.text:
             faults.append(f"the continuation of {entry.name!r} gives another text")
     return Stage("tokenizer", f"{len(reference.entries)} prompts, {count} tokens", tuple(faults))
-
-
-def check_replay(model: Any, reference: Golden, device: str, dtype: str, on_progress: Progress) -> Stage:
-    """The reference, replayed on a loaded model, and judged."""
-
-    def measured(ids: tuple[int, ...], first: int) -> tuple[list[float], list[float]]:
-        return replay.measure(model, ids, first)
-
-    return judge_replay(measured, reference, device, dtype, on_progress)
 
 
 def judge_replay(
@@ -183,7 +145,7 @@ def judge_replay(
     return Stage(number_format, text, verdict.faults, verdict)
 
 
-def record(model: Model, force: bool = False, on_progress: Progress = lambda what, share: None) -> Golden:
+def record(model: Model, force: bool = False, on_progress: Progress = silent) -> Golden:
     """Writes the model's reference, in float32 on this machine's CPU. Raises WrongUsage where there is one already."""
     golden.require_meaning(model)
     path = golden.path_of(model)
@@ -193,14 +155,15 @@ def record(model: Model, force: bool = False, on_progress: Progress = lambda wha
             f"make verify MODEL={model.name}, or, to replace it: make verify MODEL={model.name} RECORD=1 FORCE=1",
         )
     model_folder.verify(model)
-    imports.import_all()
-    loaded = methods.load_manual(model.folder, REFERENCE)
+    engine = methods.prepare(Request(model, method=methods.REFERENCE.method, device="cpu", dtype=FLOAT32))
     prompts = golden.prompts()
     entries = []
-    for entry in replay.record(loaded.model, loaded.tokenizer, prompts):
-        entries.append(entry)
-        on_progress(f"recording {model.name} in float32", len(entries) / len(prompts))
-    here = facts.gather()
+    with engine:
+        engine.load(model.context)
+        for entry in replay.record(engine, prompts):
+            entries.append(entry)
+            on_progress(f"recording {model.name} in float32", len(entries) / len(prompts))
+    here = environment.gather()
     here["packages"] = {name: here["packages"][name] for name in ("torch", "transformers", "tokenizers")}
     recorded = {name: here[name] for name in ("kit", "python", "packages", "os", "cpu")}
     found = Golden(model.name, model.revision, golden.files_of(model), recorded, tuple(entries))

@@ -1,0 +1,160 @@
+"""The seam of engines: what every method is to whoever uses one. A method is a class, and a line in methods.py."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from kit.engines.devices import Device
+from kit.engines.request import Request
+from kit.errors import WrongUsage
+from kit.files import Progress, silent
+from kit.models.registry import Model
+
+# The number formats of 16 bits, as each framework names them.
+SIXTEEN_BITS = ("bfloat16", "float16", "bf16")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a method gave. `first_at` and `last_at` are readings of time.perf_counter(): of the first arrival, which had
+    `first_tokens` tokens, and of the last.
+    """
+
+    prompt_ids: list[int]
+    token_ids: list[int]
+    text: str
+    first_at: float
+    first_tokens: int
+    last_at: float
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Of the tokens after the first arrival; None where there was no other."""
+        tokens, seconds = len(self.token_ids) - self.first_tokens, self.last_at - self.first_at
+        return tokens / seconds if tokens > 0 and seconds > 0 else None
+
+
+@dataclass(frozen=True)
+class Position:
+    """What a model makes of a token of a text: its `logprob`, in nats; `best` is the most probable token in its place,
+    `margin` how far the token that stands there is ahead of the best other one (below 0 where it is not the best).
+    """
+
+    logprob: float
+    best: int
+    margin: float
+
+
+class Engine(ABC):
+    """A model, a device and a number format, through one method. To be closed.
+
+    An instance says what can be said without loading weights: `device`, and why that one; the prompt's ids, and whether
+    they fit; the file that has to be written first. Then `load`, and what needs the weights.
+    """
+
+    method: ClassVar[str]
+    framework: ClassVar[str]  # what computes
+    setting: ClassVar[str]  # the field of a Request, and the variable, that names the number format: dtype or quant
+    packages: ClassVar[tuple[str, ...]]  # what the outcome depends on
+    libraries_memory: ClassVar[int]  # bytes that a run holds beside the weights (docs/measurements.md)
+
+    def __init__(self, model: Model, device: str = "auto", number_format: str = "auto") -> None:
+        """Raises WrongUsage for a name that is unknown, KitError for a device that cannot run here."""
+        self.model = model
+        self.device = self.choose(device, number_format)
+
+    @classmethod
+    @abstractmethod
+    def formats(cls, model: Model) -> tuple[str, ...]:
+        """The number formats that can be asked for, `auto` among them."""
+
+    @abstractmethod
+    def choose(self, device: str, number_format: str) -> Device:
+        """The device and number format for what was asked, each with its reason."""
+
+    @property
+    def number_formats(self) -> dict[str, str | None]:
+        """`dtype` and `quant` as they stand in reports: the method's own, and None for the other."""
+        return {"dtype": None, "quant": None, self.setting: self.device.number_format}
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The text's token ids, through the model folder's own tokenizer."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The tokens' text, special tokens and all."""
+
+    def fit(self, request: Request) -> list[int]:
+        """The prompt's ids. Raises WrongUsage where it does not fit into the context with the completion: nothing is
+        cut."""
+        ids = self.encode(request.prompt) if request.prompt_ids is None else list(request.prompt_ids)
+        room = self.model.context - len(ids)
+        if room < 1:
+            raise WrongUsage(
+                f"the prompt is {len(ids)} tokens long, and the context of {self.model.name} holds "
+                f"{self.model.context}, prompt and completion together.",
+                "shorten the prompt",
+            )
+        if request.max_new_tokens > room:
+            raise WrongUsage(
+                f"the prompt ({len(ids)} tokens) and MAX_NEW_TOKENS={request.max_new_tokens} do not fit into the "
+                f"context of {self.model.name} ({self.model.context} tokens).",
+                f"make run MAX_NEW_TOKENS={room}, or a shorter prompt",
+            )
+        return ids
+
+    def needs_file(self) -> bool:
+        """True where a file of the weights has to be written before they can be loaded."""
+        return False
+
+    def write_file(self, on_progress: Progress = silent) -> bool:
+        """Writes the file where `needs_file`; True where it was written. Raises KitError."""
+        return False
+
+    @abstractmethod
+    def weights_bytes(self) -> int:
+        """Bytes of the weights, as they are in memory."""
+
+    @abstractmethod
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that each new token reads: every weight once; of an embedding that is not the head too, a
+        row."""
+
+    @abstractmethod
+    def import_libraries(self) -> None:
+        """Imports what a run needs, so that its time does not pass for the time of a load."""
+
+    @abstractmethod
+    def load(self, context: int) -> None:
+        """Puts the weights into memory, for texts of up to `context` tokens. Raises KitError, also where something else
+        ran than what was asked for."""
+
+    @abstractmethod
+    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
+        """Completes the request's prompt; hands over the text as it comes."""
+
+    @abstractmethod
+    def logprobs(self, ids: Sequence[int], first: int) -> list[Position]:
+        """Each position of a text from `first` (1 or more) on, teacher-forced."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What computes, as it says of itself, under the library's name: version, threads, kernels."""
+
+    def device_memory(self) -> int | None:
+        """Bytes of the GPU's memory; None on the CPU."""
+        return None
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the weights."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
