@@ -43,12 +43,6 @@ def make(folder: Path, home: dict[str, str], *words: str, **env: str) -> Done:
     return run_command(["make", "-s", *words], cwd=folder, env=home | env, timeout=600)
 
 
-def with_starter(folder: Path) -> Path:
-    """Saves the fetching and converting where a test is about .venv."""
-    shutil.copytree(ROOT / "models" / "starter", folder / "models" / "starter")
-    return folder
-
-
 def identity(folder: Path) -> tuple[int, int]:
     """Changes when .venv or the starter's weights are made anew."""
     return (folder / ".venv" / "bin").stat().st_ino, (folder / "models/starter/model.safetensors").stat().st_mtime_ns
@@ -151,13 +145,13 @@ def test_a_wheel_of_uv_that_an_older_bundle_left_is_not_in_the_way(clone, home):
 
 
 def test_another_active_environment_does_not_matter(clone, home, tmp_path):
-    with_starter(clone)
     other = tmp_path / "other"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", other], check=True)
     active = {"VIRTUAL_ENV": str(other), "CONDA_PREFIX": str(other), "PATH": f"{other}/bin:{os.environ['PATH']}"}
     odd = {"PYTHONPATH": "/nowhere", "PIP_USER": "1", "PIP_TARGET": "/nowhere", "PYTHONHOME": ""}
-    done = make(clone, home, "run", "MAX_NEW_TOKENS=1", **active, **odd)
+    done = make(clone, home, "environment", **active, **odd)
     assert done.status == 0, done.err
+    assert list(clone.glob(".venv/lib/*/site-packages/torch"))
     assert not list(other.glob("lib/*/site-packages/torch"))
     # Its Python was only a way to the one behind it.
     assert str(other) not in (clone / ".venv" / "pyvenv.cfg").read_text()
@@ -180,16 +174,16 @@ def test_without_a_network_it_says_so_and_goes_on_later(clone, tmp_path):
 
 def test_without_a_network_after_uv_is_there(clone, home):
     """The second step's own message: uv is there, the packages are not."""
-    with_starter(clone)
     assert make(clone, home, "environment").status == 0
     (clone / ".venv" / "lock.txt").write_text("an older lock\n")
     shutil.rmtree(next(clone.glob(".venv/lib/*/site-packages/transformers-*.dist-info")))
     nothing_cached = {"UV_CACHE_DIR": str(clone / "empty"), "UV_HTTP_RETRIES": "0"}
-    done = make(clone, home, "run", **nothing_cached, **without_links(), **REFUSED)
+    done = make(clone, home, "environment", **nothing_cached, **without_links(), **REFUSED)
     assert done.status == 2
     assert "error: installing the packages failed: a server could not be reached" in done.err
-    healed = make(clone, home, "run", "MAX_NEW_TOKENS=1")
+    healed = make(clone, home, "environment")
     assert healed.status == 0, healed.err
+    assert list(clone.glob(".venv/lib/*/site-packages/transformers-*.dist-info"))
 
 
 @pytest.mark.parametrize(("package", "step"), [("uv", "fetching uv"), ("click", "installing the packages")])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 
 from kit.files import sha256
-from kit.formats.from_gguf import bfloat16
+from kit.formats.safetensors import bfloat16
 from kit.models.registry import ModelFile
 from kit.offline.hub_endpoints import ServedModel, served_folder
 
