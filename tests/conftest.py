@@ -115,12 +115,9 @@ def own_files() -> list[str]:
     if (ROOT / ".git").exists():
         listed = run_command(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).out
         return [name for name in listed.split("\0") if name]
-    generated = {".venv", "models", "reports", "dist", "__pycache__", ".pytest_cache"}
-    return [
-        str(path.relative_to(ROOT))
-        for path in ROOT.rglob("*")
-        if path.is_file() and path.suffix != ".whl" and not generated & set(path.relative_to(ROOT).parts)
-    ]
+    generated = {".venv", "models", "reports", "dist", ".pytest_cache"}
+    files = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and path.suffix != ".whl"]
+    return [str(path) for path in files if path.parts[0] not in generated and "__pycache__" not in path.parts]
 
 
 @pytest.fixture(scope="session")
