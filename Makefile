@@ -9,10 +9,12 @@ SHELL := /bin/sh
 
 python := .venv/bin/python
 
-# What a person may set on the command line or in the environment reaches the scripts through the environment, letter for
-# letter. A plain `export` would mangle `$` and run a $(shell …) in a value.
-settings := REPO REVISION NAME MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE QUANT SEED TEMPERATURE JSON FROM PYTHON BUNDLE SHA256 PLATFORM PORT BASE_IMAGE MEMORY A B CODES \
-  METHODS DEVICES DTYPES QUANTS RUNS QUALITY
+# What a person may set: `settings`, on the command line or in the environment, and `typed`, on the command line alone, so
+# that nothing set long ago overwrites, deletes, opens a port, or names something. Written from kit/settings.py.
+include env/variables.mk
+
+# They reach the scripts through the environment, letter for letter. A plain `export` would mangle `$` and run a
+# $(shell …) in a value.
 define take
 ifneq ($$(origin $(1)),undefined)
 override $(1) := $$(value $(1))
@@ -21,21 +23,17 @@ endif
 endef
 $(foreach name,$(settings),$(eval $(call take,$(name))))
 
-# These count from the command line only, so that nothing set long ago overwrites or deletes.
-flag = $(if $(findstring command,$(origin $(1))),$(if $(filter-out 0,$(value $(1))),$(2)))
-force := $(call flag,FORCE,--force)
-record := $(call flag,RECORD,--record)
-allow-gated := $(call flag,ALLOW_GATED,--allow-gated)
-unexport FORCE RECORD ALLOW_GATED
-
-# So does this one, which has a value: nothing set long ago opens a port to a network.
-ifneq ($(findstring command,$(origin LISTEN)),)
-override LISTEN := $(value LISTEN)
-export LISTEN
-listen := --listen "$$LISTEN"
-else
-unexport LISTEN
+# Of the others the scripts are told which ones were typed.
+override KIT_TYPED :=
+define take-typed
+ifneq ($$(findstring command,$$(origin $(1))),)
+override $(1) := $$(value $(1))
+export $(1)
+override KIT_TYPED += $(1)
 endif
+endef
+$(foreach name,$(typed),$(eval $(call take-typed,$(name))))
+export KIT_TYPED
 
 # The environment is what the lock says, under every locale and whatever else is active.
 export PYTHONUTF8 := 1
@@ -48,8 +46,8 @@ starter := models/starter/.verified.json
 ##@ The two commands
 
 .PHONY: run
-run: $(starter) ## One completion, streamed (MODEL DEVICE METHOD PROMPT PROMPT_FILE MAX_NEW_TOKENS DTYPE QUANT SEED TEMPERATURE JSON RECORD FROM)
-	@$(python) -m scripts.run $(record)
+run: $(starter) ## One completion, streamed
+	@$(python) -m scripts.run
 
 .PHONY: test
 test: development $(starter) ## The tests (a few minutes, no internet)
@@ -58,13 +56,13 @@ test: development $(starter) ## The tests (a few minutes, no internet)
 ##@ Set up
 
 .PHONY: setup
-setup: ## .venv from the lock of this platform, and the starter model; BUNDLE needs no network (PYTHON BUNDLE SHA256)
+setup: ## .venv from the lock of this platform, and the starter model; BUNDLE needs no network
 	@sh env/unbundle.sh
 	@sh env/bootstrap.sh
 	@$(python) -m scripts.setup && { [ ! -w $(starter) ] || touch $(starter); } && echo 'ready: make run' >&2
 
 .PHONY: login
-login: environment ## Signs in with HF_TOKEN from .env, and says whether it can read MODEL (MODEL)
+login: environment ## Signs in with HF_TOKEN from .env, and says whether it can read MODEL
 	@$(python) -m scripts.login
 
 .PHONY: logout
@@ -72,65 +70,65 @@ logout: environment ## Forgets the token that login stored
 	@$(python) -m scripts.logout
 
 .PHONY: download
-download: environment ## MODEL at its pinned commit, every byte verified; goes on where it stopped (MODEL)
+download: environment ## MODEL at its pinned commit, every byte verified; goes on where it stopped
 	@$(python) -m scripts.download
 
 .PHONY: add-model
-add-model: environment ## A new section of env/models.toml from the Hub (REPO REVISION NAME)
+add-model: environment ## A new section of env/models.toml from the Hub
 	@$(python) -m scripts.add_model
 
 .PHONY: gguf
-gguf: $(starter) ## MODEL's weights for METHOD=llamacpp, which also writes them where they are missing (MODEL QUANT)
+gguf: $(starter) ## MODEL's weights for METHOD=llamacpp, which also writes them where they are missing
 	@$(python) -m scripts.gguf
 
 .PHONY: doctor
-doctor: ## Checks machine, environment, token and model, and says what to do (MODEL JSON)
+doctor: ## Checks machine, environment, token and model, and says what to do
 	@sh env/doctor.sh
 
 ##@ Prove and measure
 
 .PHONY: verify
-verify: $(starter) ## Proves that this machine reproduces the reference (MODEL DEVICE DTYPE METHOD QUANT RECORD)
-	@$(python) -m scripts.verify $(record) $(force)
+verify: $(starter) ## Proves that this machine reproduces the reference
+	@$(python) -m scripts.verify
 
 .PHONY: compare
-compare: environment ## What differs between two reports (A B)
+compare: environment ## What differs between two reports
 	@$(python) -m scripts.compare
 
 .PHONY: readiness
-readiness: environment ## A room at a glance, from attendees' codes (CODES)
+readiness: environment ## A room at a glance, from attendees' codes
 	@$(python) -m scripts.readiness
 
 .PHONY: bench
-bench: $(starter) ## Times every method on every device: table, picture, JSON (MODEL DEVICES METHODS DTYPES QUANTS RUNS QUALITY)
+bench: $(starter) ## Times every method on every device: table, picture, JSON
 	@$(python) -m scripts.bench
 
 ##@ In a room without internet
 
 .PHONY: bundle
-bundle: $(starter) ## All that a machine without a network needs, in dist/, and its digest (PLATFORM MODEL)
+bundle: $(starter) ## All that a machine without a network needs, in dist/, and its digest
 	@$(python) -m scripts.bundle
 
 .PHONY: mirror
-mirror: environment ## Serves a bundle: to this machine, or with LISTEN=0.0.0.0 to its network (BUNDLE LISTEN PORT ALLOW_GATED)
-	@$(python) -m scripts.mirror $(listen) $(allow-gated)
+mirror: environment ## Serves a bundle: to this machine, or with LISTEN=0.0.0.0 to its network
+	@$(python) -m scripts.mirror
 
 ##@ In a CPU-only Linux container (any machine with Docker)
 
 .PHONY: docker-run
-docker-run: ## The same as run (the same variables, and MEMORY: its limit, 6g)
-	@sh env/docker.sh run $(record)
+docker-run: ## The same as run
+	@sh env/docker.sh run
 
 .PHONY: docker-verify
 docker-verify: ## The same as verify
-	@sh env/docker.sh verify $(record)
+	@sh env/docker.sh verify
 
 .PHONY: docker-bench
 docker-bench: ## The same as bench
 	@sh env/docker.sh bench
 
 .PHONY: docker-download
-docker-download: ## The same as download (MODEL)
+docker-download: ## The same as download
 	@sh env/docker.sh download
 
 .PHONY: docker-test
@@ -143,12 +141,17 @@ docker-test: ## The tests of what the container has its own of, in it
 lock: environment ## The locks, resolved anew from env/requirements*.in
 	@$(python) -m scripts.lock
 
+.PHONY: variables
+variables: environment ## What is written from the table of variables in kit/settings.py
+	@$(python) -m scripts.variables
+
 .PHONY: lint
-lint: development ## ruff, mypy, sh -n, and no token in any file
+lint: development ## ruff, mypy, sh -n, the table of variables, and no token in any file
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@for file in env/*.sh .ci/*; do sh -n $$file || exit 1; done
+	@$(python) -m scripts.variables --check
 	@sh env/no-token.sh
 
 .PHONY: test-slow
@@ -162,7 +165,7 @@ clean: ## Removes .venv and caches
 
 .PHONY: purge
 purge: ## Also removes models/ reports/ dist/, after asking (FORCE=1: without). Never .env
-	@sh env/purge.sh $(force)
+	@sh env/purge.sh $(if $(and $(filter FORCE,$(KIT_TYPED)),$(filter-out 0,$(FORCE))),--force)
 	@$(MAKE) -s clean
 
 # --- What the verbs need ------------------------------------------------------------------------------------------------
@@ -182,5 +185,6 @@ $(starter): env/models.toml | environment
 .PHONY: help
 help: ## This list
 	@awk 'BEGIN { FS = ":.*## " } \
+	  /^takes-/ { split($$0, parts, " := "); takes[substr(parts[1], 7)] = " (" parts[2] ")" } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	  /^[a-z-]+:.*## / { printf "  make %-16s %s%s\n", $$1, $$2, takes[$$1] }' env/variables.mk $(firstword $(MAKEFILE_LIST))

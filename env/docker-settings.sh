@@ -1,49 +1,33 @@
-# Sourced by docker.sh: the settings that count, from .env too, and what cannot be asked of a container. POSIX sh.
+# Sourced by docker.sh: the settings that have to be known before there is a container. POSIX sh.
 
-SETTINGS="MODEL DEVICE METHOD DTYPE QUANT PROMPT PROMPT_FILE MAX_NEW_TOKENS TEMPERATURE SEED JSON KIT_DEBUG HF_ENDPOINT"
-SETTINGS="$SETTINGS DEVICES METHODS DTYPES QUANTS RUNS QUALITY"
-SETTINGS_OF_THE_CONTAINER="BASE_IMAGE MEMORY HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE"
+# True for a variable that was typed behind make, and not as 0. $1: its name.
+typed() {
+  case " ${KIT_TYPED:-} " in *" $1 "*) ;; *) return 1 ;; esac
+  eval "[ \"\${$1:-0}\" != 0 ]"
+}
 
-# What .env says and the environment does not, into the environment. $1: the names that count.
+# What .env says, the last line counts; nothing where it does not. $1: the name.
+from_dotenv() {
+  [ ! -f "$dotenv" ] || LC_ALL=C sed -n "s/^$1=//p" "$dotenv" | tail -n 1
+}
+
+# The names in env/variables.mk, from .env where the environment does not say; and .env itself for the container, which reads
+# and checks the rest: with a line for each line, and without the token, which is lent to a download alone.
 read_dotenv() {
   dotenv=${KIT_DOTENV:-.env}
   [ -e "$dotenv" ] || return 0
   [ -f "$dotenv" ] && [ -r "$dotenv" ] || die ".env cannot be read." "chmod 600 .env"
-  # kit/settings.py says it more finely, and is not at hand before there is a Python.
-  bom=$(printf '\357\273\277')
-  faulty=$(LC_ALL=C grep -nE "^$bom|^export |^[A-Za-z_0-9]+( |= )|[\"'\`\$\\\\]|[[:space:]]#|[[:space:]]\$" "$dotenv" |
-    grep -vE '^[0-9]+:#' | head -1 | cut -d: -f1)
-  [ -z "$faulty" ] || die ".env, line $faulty, has what its readers read differently." "see .env.example for the form"
-  ours=' '
-  while IFS= read -r line || [ -n "$line" ]; do
-    name=${line%%=*}
-    case $name in '' | *[!A-Z_]*) continue ;; esac
-    case " $1 " in *" $name "*) ;; *) continue ;; esac
-    case $ours in
-      *" $name "*) given= ;; # written twice: the last one counts
-      *) eval "given=\${$name:-}" ;;
-    esac
-    # An empty prompt that was asked for is one; and a file of it counts before .env's prompt.
-    case $name$ours in
-      PROMPT*" PROMPT "*) ;;
-      PROMPT" "*) given=${PROMPT+x}${PROMPT_FILE:+x} ;;
-    esac
-    [ -n "$given" ] || [ -z "${line#*=}" ] || { export "$name=${line#*=}" && ours="$ours$name "; }
-  done <"$dotenv"
+  (umask 077 && LC_ALL=C sed -e '/HF_TOKEN/s/.*/#/' -e '/hf_[A-Za-z0-9]\{8\}/s/.*/#/' "$dotenv" >"$work/settings") ||
+    die "$work cannot be written to." "free some room there"
+  for name in $(sed -n 's/^before-container := //p' env/variables.mk); do
+    eval "given=\${$name:-}"
+    said=$(from_dotenv "$name")
+    [ -n "$given" ] || [ -z "$said" ] || export "$name=$said"
+    case $said in *[\"\'\`\$\\]* | *[[:space:]]*) die ".env: $name has what its readers read differently." "see .env.example for the form" ;; esac
+  done
 }
 
 check_settings() {
-  case $verb:${DEVICE:-} in run:mps | verify:mps)
-    die "DEVICE=mps cannot run in a container: containers have no Metal." "on the Mac itself: make $verb DEVICE=mps" ;;
-  esac
-  case $verb,${DEVICES:-}, in bench,*,mps,* | bench,mps,*)
-    die "DEVICES=$DEVICES cannot run in a container: containers have no Metal." "on the Mac itself: make bench DEVICES=$DEVICES" ;;
-  esac
-  case $verb,$record in
-    run,* | *,) ;;
-    *) die "RECORD is for the native verb: the references are this clone's, and the image only reads them." \
-      "make $verb RECORD=1" 2 ;;
-  esac
   case ${MEMORY:=6g} in
     [1-9]*[0-9][mM] | [1-9][gG] | [1-9]*[0-9][gG]) ;;
     *) die "MEMORY=$MEMORY is no size." "make docker-$verb MEMORY=6g" 2 ;;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|verify|bench|download|test; run --record writes it down.
+# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|verify|bench|download|test
 #
 # Finds an engine and Compose that do, builds the image where what it is made of has changed, and lets docker-compose.yml
 # run it as the caller. Settings: those of the verb; BASE_IMAGE, MEMORY. POSIX sh, for macOS's and Debian's.
@@ -29,16 +29,18 @@ service() {
   name=$1
   shift
   container=base-model-kit-$name-$$
+  [ "$name" = test ] || [ ! -f "$work/settings" ] || set -- -v "$work/settings:/kit/.env:ro" "$@"
   # A reader that goes away ends a run: what writes to it is a program of its own, which is told. And one terminal for all
   # three streams, or none: with one, docker mixes the result and the messages.
   reader=
   if [ "$name" = run ] || [ "$name" = verify ] || [ "$name" = bench ]; then
+    rm -f "$work/out"
     mkfifo "$work/out" && cat <"$work/out" &
     reader=$!
     wait_for_fifo
   fi
   if [ -n "$reader" ] || [ ! -t 0 ] || [ ! -t 1 ] || [ ! -t 2 ]; then set -- -T "$@"; fi
-  set -- $compose --env-file /dev/null run --rm --name "$container" "$@" "$name" $arguments
+  set -- $compose --env-file /dev/null run --rm --name "$container" "$@" "$name"
   # In the background, so that a signal is heard while it works; there a shell gives it no standard input by itself.
   exec 3<&0
   if [ -n "$reader" ]; then
@@ -76,12 +78,24 @@ explain_killed() {
   number=${MEMORY%[gGmM]}
   case $MEMORY in *[gG]) ;; *) number=$((number / 1024)) ;; esac
   other=
-  [ "${MODEL:-starter}" = starter ] || other=", or: make docker-$verb MODEL=starter"
+  [ "$(model)" = starter ] || other=", or: make docker-$verb MODEL=starter"
   shorter=
   [ "$verb" != run ] || shorter="a shorter prompt or fewer tokens; or, "
-  die "the container was killed (exit 137), most likely because ${MODEL:-starter} needed more memory than it has (MEMORY=$MEMORY)." \
+  die "the container was killed (exit 137), most likely because $(model) needed more memory than it has (MEMORY=$MEMORY)." \
     "${shorter}where the machine has it: make docker-$verb MEMORY=$((number * 2 + 2))g$other
   (Docker Desktop has a machine of its own: Settings, Resources, Memory)"
+}
+
+# A service, as often as it takes: one that ends with 75 (EX_TEMPFAIL) needs a file written first, which it may not do by
+# itself. $1: where its standard input comes from; the rest: options of `compose run`.
+attempt() {
+  input=$1
+  shift
+  service "$verb" "$@" <"$input"
+  status=$?
+  [ "$status" = 75 ] || return "$status"
+  service prepare --entrypoint ".venv/bin/python -m scripts.$verb --prepare" </dev/null || return
+  service "$verb" "$@" <"$input"
 }
 
 # Lends a download this machine's token, proxy, certificates and package index. "$@": options of `compose run`.
@@ -90,8 +104,6 @@ download() {
   set -- "$@" -v "$KIT_PIP_CONF:/etc/pip.conf:ro"
   [ "$KIT_CERTIFICATES" = /dev/null ] || set -- "$@" -v "$KIT_CERTIFICATES:/run/certificates.pem:ro" \
     -e SSL_CERT_FILE=/run/certificates.pem -e PIP_CERT=/run/certificates.pem
-  [ -n "${HF_TOKEN:-}" ] || HF_TOKEN=$(cat "${HF_HOME:-$HOME/.cache/huggingface}/token" 2>/dev/null)
-  [ -z "$HF_TOKEN" ] || export HF_TOKEN
   for name in HF_TOKEN HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
     eval "given=\${$name:-}"
     # By name: the value stands in no argument.
@@ -100,83 +112,75 @@ download() {
   service download "$@"
 }
 
-# The starter model, where it is asked for and not there yet.
-need_starter() {
-  # A bench may make a model of random weights, which takes the starter's tokenizer.
-  [ "${MODEL:-starter}" = starter ] || [ "$verb" = test ] || [ "$verb" = bench ] || return 0
-  stamp=models/starter/.verified.json
-  [ -f "$stamp" ] && [ -z "$(find env/models.toml -newer "$stamp")" ] && return 0
-  given=${HF_TOKEN:-}
-  HF_TOKEN=
-  HF_HOME=/nowhere download --entrypoint ".venv/bin/python -m scripts.setup" </dev/null || exit
-  HF_TOKEN=$given
-  touch "$stamp"
+# The token for a download: the environment's, .env's, or the one that the Hub's client keeps.
+find_token() {
+  [ -n "${HF_TOKEN:-}" ] || HF_TOKEN=$(from_dotenv HF_TOKEN)
+  [ -n "${HF_HOME:-}" ] || HF_HOME=$(from_dotenv HF_HOME)
+  [ -n "$HF_TOKEN" ] || HF_TOKEN=$(cat "${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/token" 2>/dev/null)
+  [ -z "$HF_TOKEN" ] || export HF_TOKEN
 }
 
-# The files of llama.cpp that a verb needs, through a container that may write to models/; its result is none of the verb's.
-need_gguf() {
-  [ "${METHOD:-}" = llamacpp ] || return 0
-  case ${MODEL:-starter}:${QUANT:-auto} in
-    starter:auto | starter:q4_1) return 0 ;; # it came with the model
-    *:auto) wanted=bf16 ;;
-    *) wanted=$QUANT ;;
-  esac
-  gguf=models/${MODEL:-starter}/${MODEL:-starter}-$wanted.gguf
-  stamp=models/${MODEL:-starter}/.${MODEL:-starter}-$wanted.gguf.json
-  # Where the file, the registry or what writes it is newer than its stamp, it is looked at: the verb could not mend it.
-  [ -f "$gguf" ] && [ -f "$stamp" ] &&
-    [ -z "$(find "$gguf" env/models.toml kit/models/gguf_files.py kit/formats/*.py -newer "$stamp")" ] && return 0
-  service gguf </dev/null || return
-  [ ! -w "$stamp" ] || touch "$stamp"
+# The model that is asked for: the environment's, or .env's.
+model() {
+  said=${MODEL:-$(from_dotenv MODEL)}
+  echo "${said:-starter}"
+}
+
+# The starter model, where it is asked for and not there yet. (A bench may make a model that takes its tokenizer.)
+need_starter() {
+  [ "$(model)" = starter ] || [ "$verb" = test ] || [ "$verb" = bench ] || return 0
+  stamp=models/starter/.verified.json
+  [ -f "$stamp" ] && [ -z "$(find env/models.toml -newer "$stamp")" ] && return 0
+  (unset HF_TOKEN && download --entrypoint ".venv/bin/python -m scripts.setup" </dev/null) || exit
+  touch "$stamp"
 }
 
 run() {
   case ${FROM:-reports/} in reports/*) ;; *)
-    die "FROM=$FROM is out of the container's sight, which has reports/ alone." "cp '$FROM' reports/, then: make docker-run FROM=reports/${FROM##*/}" 2 ;;
+    ! typed FROM || die "FROM=$FROM is out of the container's sight, which has reports/ alone." \
+      "cp '$FROM' reports/, then: make docker-run FROM=reports/${FROM##*/}" 2 ;;
   esac
-  case ${PROMPT_FILE:-} in
-    '') exec </dev/null ;;
-    -) ;;
-    *)
-      # The container sees no file of this machine: it comes through standard input.
-      [ ! -d "$PROMPT_FILE" ] && [ -r "$PROMPT_FILE" ] ||
-        die "PROMPT_FILE=$PROMPT_FILE cannot be read." "make docker-run PROMPT_FILE=prompt.txt" 2
-      exec <"$PROMPT_FILE"
-      KIT_PROMPT_NAME=$PROMPT_FILE
-      PROMPT_FILE=-
-      export KIT_PROMPT_NAME PROMPT_FILE
-      ;;
-  esac
+  # In .env, a file counts where no prompt is set; both are refused by who reads them.
+  [ -n "${PROMPT_FILE:-}${PROMPT+x}$(from_dotenv PROMPT)" ] || PROMPT_FILE=$(from_dotenv PROMPT_FILE)
+  prompt=/dev/null
+  if [ -n "${PROMPT_FILE:-}" ] && ! typed FROM; then
+    # The container sees no file of this machine: it comes through standard input, which may be read twice.
+    prompt=$PROMPT_FILE
+    [ "$prompt" != - ] || { prompt=$work/prompt && cat >"$prompt"; }
+    [ ! -d "$prompt" ] && [ -r "$prompt" ] ||
+      die "PROMPT_FILE=$PROMPT_FILE cannot be read." "make docker-run PROMPT_FILE=prompt.txt" 2
+    KIT_PROMPT_NAME=$PROMPT_FILE
+    PROMPT_FILE=-
+    export KIT_PROMPT_NAME PROMPT_FILE
+  fi
+  # The engine would replace what is no UTF-8.
   if [ -n "${PROMPT:-}" ] && command -v iconv >/dev/null 2>&1; then
     printf '%s' "$PROMPT" | iconv -f UTF-8 -t UTF-8 >/dev/null 2>&1 ||
       die "the prompt is not UTF-8 text." "save it as UTF-8, then: make docker-run PROMPT_FILE=prompt.txt" 2
   fi
-  need_starter && need_gguf || return
-  arguments=$record
+  need_starter
   set --
-  [ -z "${FROM:-}$record" ] || set -- -v "$(pwd)/reports:/kit/reports"
-  service run "$@"
+  ! { typed FROM || typed RECORD; } || set -- -v "$(pwd)/reports:/kit/reports"
+  attempt "$prompt" "$@"
 }
 
-verb=${1:-} record=${2:-} arguments=
-case $record in '' | --record) ;; *) die "unknown: $record" "sh env/docker.sh run --record" 2 ;; esac
+verb=${1:-}
 case $verb in
   build) target=docker-run ;;
   run | verify | bench | download | test) target=docker-$verb ;;
   *) die "unknown: $verb" "sh env/docker.sh build|run|verify|bench|download|test" 2 ;;
 esac
-work=$(mktemp -d) || die "no temporary folder can be made." "check TMPDIR"
+# In the clone where that can be written: an engine in a machine of its own shares it, for models/, and perhaps no other.
+work=$(mktemp -d "$(pwd)/.docker.XXXXXX" 2>/dev/null) || work=$(mktemp -d "${TMPDIR:-/tmp}/kit.XXXXXX") ||
+  die "no temporary folder can be made." "check TMPDIR"
 trap 'rm -rf "$work"' EXIT
 trap 'stop 130' INT
 trap 'stop 143' TERM
 trap 'stop 129' HUP
 
-names="$SETTINGS $SETTINGS_OF_THE_CONTAINER"
-[ "$verb" != download ] || names="$names HF_TOKEN HF_HOME"
-# FROM repeats a run as it was, whatever .env says of others.
-[ "$verb" != run ] || [ -z "${FROM:-}" ] || names="JSON KIT_DEBUG $SETTINGS_OF_THE_CONTAINER"
-read_dotenv "$names"
+read_dotenv
 check_settings
+[ "$verb" != download ] || find_token
 # Rootless, the container's root is the caller.
 case $(docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null) in
   */run/user/*) KIT_USER=0:0 ;;
@@ -186,6 +190,7 @@ case $(docker context inspect --format '{{.Endpoints.docker.Host}}' 2>/dev/null)
     ;;
 esac
 export KIT_USER
+[ ! -f "$work/settings" ] || [ "$(id -u)" != 0 ] || chown "$KIT_USER" "$work/settings"
 if [ "$verb" = build ]; then
   need_image run
   exit 0
@@ -199,8 +204,7 @@ for folder in models reports; do
 done
 case $verb in
   run) run ;;
-  verify) need_starter && need_gguf && service verify ;;
-  bench) need_starter && service prepare-bench </dev/null && service bench ;;
+  verify | bench) need_starter && attempt /dev/null ;;
   test) need_starter && service test ;;
   download) download ;;
 esac

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Union
 
 # A token of the Hub; what stands behind Bearer; user and password in an address; what signs a link.
 SECRETS = re.compile(
@@ -28,18 +29,39 @@ def washed(text: str) -> str:
     return SECRETS.sub(lambda found: (found["keep"] or "") + "…", text)
 
 
+class Command:
+    """A command to type: a verb of the Makefile (or several), and the variables that it is typed with.
+
+    What it reads as is for scripts/hints.py to say: in the container another one does the same.
+    """
+
+    def __init__(self, verb: str, **variables: object) -> None:
+        self.verb = verb
+        self.variables = {name: str(value) for name, value in variables.items()}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Command) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash((self.verb, *self.variables.items()))
+
+
+Part = Union[str, Command]
+Hint = tuple[Part, ...]
+
+
 class KitError(Exception):
     """What happened and why, and what to type next.
 
-    `message` is one or more lines, `hint` the next step (a command where there is one).
+    `message` is one or more lines, `hint` the next step: words, and commands among them.
     `status` is the exit status of a script that ends with it. Words of a library may stand in both: they are washed.
     """
 
     status = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, *hint: Part) -> None:
         self.message = washed(message)
-        self.hint = washed(hint)
+        self.hint: Hint = tuple(washed(part) if isinstance(part, str) else part for part in hint)
         super().__init__(self.message)
 
 

@@ -7,16 +7,16 @@ import sys
 import click
 
 from kit import reports
-from kit.bench import conclusions, experiment, quality
+from kit.bench import conclusions, experiment
 from kit.bench import plan as bench_plan
 from kit.bench import plot as bench_plot
+from kit.bench import quality as bench_quality
 from kit.bench import table as bench_table
-from kit.engines import methods
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.models import random_weights, registry
 from scripts import cli
-from scripts.options import option_json, option_model
-from scripts.progress import ProgressLine, StepProgress
+from scripts.options import option_prepare, takes
+from scripts.progress import ProgressLine
 
 RUN = [sys.executable, "-m", "scripts.run"]
 
@@ -27,38 +27,17 @@ def names(text: str) -> list[str]:
 
 
 @click.command()
-@option_model
-@click.option("--methods", "method_list", envvar="METHODS", default=",".join(methods.NAMES), show_default=True)
-@click.option(
-    "--devices", "device_list", envvar="DEVICES", default="auto", show_default=True, help="auto: all that work."
-)
-@click.option("--dtypes", "dtype_list", envvar="DTYPES", default="", help="For pipeline and manual.  [default: auto]")
-@click.option(
-    "--quants",
-    "quant_list",
-    envvar="QUANTS",
-    default="",
-    help=f"For llamacpp.  [default: {','.join(bench_plan.USUAL['quant'])}; auto is the GGUF as shipped]",
-)
-@click.option(
-    "--runs", envvar="RUNS", type=click.IntRange(1, 100), default=5, show_default=True, help="After a warm-up."
-)
-@click.option("--quality", "with_quality", envvar="QUALITY", is_flag=True, help="Perplexity and agreement too.")
-@click.option(
-    "--tokens", type=click.IntRange(2, 4096), default=bench_plan.NEW_TOKENS, show_default=True, help="New ones, a run."
-)
-@click.option(
-    "--prepare", is_flag=True, hidden=True, help="Write the files that it needs, and no more: for the container."
-)
-@option_json
+@takes("bench")
+@click.option("--tokens", type=click.IntRange(2, 4096), default=bench_plan.NEW_TOKENS, show_default=True, help="A run.")
+@option_prepare
 def bench(
     model: str,
-    method_list: str,
-    device_list: str,
-    dtype_list: str,
-    quant_list: str,
+    methods: str,
+    devices: str,
+    dtypes: str,
+    quants: str,
     runs: int,
-    with_quality: bool,
+    quality: bool,
     tokens: int,
     prepare: bool,
     as_json: bool,
@@ -73,18 +52,18 @@ def bench(
     make bench QUALITY=1
     """
     found = registry.find(model)
-    if with_quality:
-        quality.require_meaning(found)
+    if quality:
+        bench_quality.require_meaning(found)
     progress = ProgressLine()
     try:
         if found.is_random:
             random_weights.ensure(found, progress)
         plan = bench_plan.make(
             found,
-            names(method_list),
-            names(device_list),
-            names(dtype_list),
-            names(quant_list),
+            names(methods),
+            names(devices),
+            names(dtypes),
+            names(quants),
             runs,
             tokens,
         )
@@ -93,12 +72,11 @@ def bench(
         progress.end()
     if prepare:
         return
-    steps = StepProgress(f"bench of {model}")
     try:
-        done = experiment.run(plan, RUN, steps)
+        done = experiment.run(plan, RUN, progress)
     finally:
-        steps.end()
-    trouble = measure_quality(done, progress) if with_quality and not done.interrupted else None
+        progress.end()
+    trouble = measure_quality(done, progress) if quality and not done.interrupted else None
     show(done, as_json)
     if trouble:
         raise trouble
@@ -115,9 +93,9 @@ def bench(
 def measure_quality(done: experiment.Bench, progress: ProgressLine) -> KitError | None:
     """What went wrong on the way, to be said when the times are written down: they took minutes."""
     try:
-        quality.measure(done, progress)
+        bench_quality.measure(done, progress)
     except KeyboardInterrupt:
-        return KitError("the quality was not measured to its end.", "make bench QUALITY=1")
+        return KitError("the quality was not measured to its end.", Command("bench", QUALITY="1"))
     except KitError as error:
         return error
     finally:

@@ -7,23 +7,18 @@ import sys
 import click
 
 from kit.environment import lock as locks
+from kit.errors import Command
 from kit.models import registry, starter
 from kit.offline import write as bundle_writer
 from kit.paths import ROOT
 from scripts import cli
-from scripts.options import option_model
+from scripts.hints import words
+from scripts.options import takes
 from scripts.progress import ProgressLine
 
 
 @click.command()
-@click.option(
-    "--platform",
-    envvar="PLATFORM",
-    default="",
-    metavar=f"[{','.join(locks.PLATFORMS)}]",
-    help="What the wheels are for, as a list with commas; `linux-x86_64:3.12` names a Python. Default: this machine.",
-)
-@option_model
+@takes("bundle")
 def bundle(platform: str, model: str) -> None:
     """Write dist/<name>/ and dist/<name>.tar, and print the digest that `make setup SHA256=` checks.
 
@@ -47,7 +42,7 @@ def bundle(platform: str, model: str) -> None:
         f"{folder}/ and {tar} ({made.size / 1e9:.2f} GB): {', '.join(sorted(names))} for {', '.join(map(str, targets))}"
     )
     cli.note("without a network:  make setup BUNDLE=<folder or tar> SHA256=<the digest below>")
-    cli.note(f"in a room:          make mirror BUNDLE={folder} LISTEN=0.0.0.0")
+    cli.note(f"in a room:          {words([Command('mirror', BUNDLE=folder, LISTEN='0.0.0.0')])}")
     cli.note("Hand the digest on by another way than the bundle itself:")
     cli.result(f"{made.digest}\n")
 

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import re
 import sys
 from functools import reduce
 from typing import NoReturn
@@ -15,9 +15,13 @@ from typing import NoReturn
 import click
 
 from kit import settings
-from kit.errors import KitError, WrongUsage, washed
+from kit.errors import KitError, Part, WrongUsage, washed
+from scripts.hints import words
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+# EX_TEMPFAIL of sysexits.h: in the container, where models/ is read-only, a file has to be written first. env/docker.sh
+# lets a service do that which may, and asks again.
+TO_BE_PREPARED = 75
 
 
 class OutputLost(Exception):
@@ -77,15 +81,22 @@ def _run(command: click.Command) -> int:
     except click.UsageError as error:
         return say_error(WrongUsage(_plain(error.format_message()), usage))
     except WrongUsage as error:
-        error.hint = error.hint or usage
+        error.hint = error.hint or (usage,)
         return say_error(error)
     except KitError as error:
+        if _is_to_be_prepared(error):
+            return TO_BE_PREPARED
         return say_error(error)
     except Exception as error:  # the last net: a person gets a sentence, a developer the traceback
         text = str(error).strip() or "no further word"
         return say_error(
             KitError(f"unexpected {type(error).__name__}: {text}", "KIT_DEBUG=1 shows where; please report it")
         )
+
+
+def _is_to_be_prepared(error: KitError) -> bool:
+    cause = error.__cause__
+    return os.environ.get("KIT_CONTAINER") == "1" and isinstance(cause, OSError) and cause.errno == errno.EROFS
 
 
 def _plain(message: str) -> str:
@@ -95,9 +106,9 @@ def _plain(message: str) -> str:
 
 
 def _defaults(read: settings.Settings) -> dict[str, str]:
-    """.env's values under the options' names. Flags that overwrite (RECORD, FORCE) count from the command line only."""
-    known = {name: value for name, value in read.values.items() if name in settings.OPTION_NAMES}
-    defaults = {"as_json" if name == "JSON" else name.lower(): value for name, value in known.items()}
+    """.env's values under the names of the options' parameters; of none that counts only where it is typed."""
+    known = [variable for variable in settings.VARIABLES if variable.verbs and variable.name in read.values]
+    defaults = {variable.parameter: read.values[variable.name] for variable in known if not variable.typed}
     if "PROMPT_FILE" in os.environ:
         defaults.pop("prompt", None)
     return defaults
@@ -118,18 +129,14 @@ def say_error(error: KitError) -> int:
         import traceback
 
         note(washed("".join(traceback.format_exception(error))), end="")
-    hint = "\n  next: ".join(["", *filter(None, [in_words_of_the_caller(error.hint)])])
-    note(f"error: {error.message}{hint}")
+    following = words(error.hint)
+    note(f"error: {error.message}" + (f"\n  next: {following}" if following else ""))
     return error.status
 
 
-def in_words_of_the_caller(text: str) -> str:
-    """The commands in `text`, as they are typed outside the container that this may run in."""
-    if os.environ.get("KIT_CONTAINER") != "1":
-        return text
-    text = re.sub(r"\bmake setup\b", "make docker-download MODEL=starter", text)
-    text = re.sub(r"\bmake gguf\b", "make docker-run METHOD=llamacpp", text)  # it writes a missing file first
-    return re.sub(r"\bmake (run|verify|bench|download|test)\b(?! DEVICE=mps)", r"make docker-\1", text)
+def next_step(*hint: Part) -> None:
+    """A line of what to type next, after something that went well."""
+    note(f"next: {words(hint)}")
 
 
 def note(text: str, end: str = "\n") -> None:

@@ -10,16 +10,17 @@ import click
 
 from kit import reports
 from kit.bench import compare as bench_compare
-from kit.errors import WrongUsage
+from kit.errors import Command, WrongUsage
 from scripts import cli
+from scripts.hints import words
+from scripts.options import takes
 
 WIDTH, BEFORE = 60, 20  # characters of a value that are shown, and those of them before the first difference
 
 
 @click.command()
-@click.option("--a", "first", envvar="A", metavar="REPORT", help="A report: reports/….json.")
-@click.option("--b", "second", envvar="B", metavar="REPORT", help="Another of the same kind.")
-def compare(first: str | None, second: str | None) -> None:
+@takes("compare")
+def compare(a: str | None, b: str | None) -> None:
     """Print what differs between two reports, most important first. Exit status 0: the same; 1: different.
 
     Of two benches: what changed beyond the noise, and then what it may come from.
@@ -27,15 +28,16 @@ def compare(first: str | None, second: str | None) -> None:
     \b
     make compare A=reports/manifest-mine.json B=reports/manifest-hers.json
     """
-    if not first or not second:
-        raise WrongUsage("A and B are both needed.", "make compare A=reports/one.json B=reports/other.json")
-    a, b = reports.read(Path(first)), reports.read(Path(second))
-    if (a.kind, b.kind) == ("bench", "bench"):
-        found = bench_compare.differences(a, b)
-        if bench_compare.too_few_runs(a, b):
-            cli.note("warning: too few runs to tell a change from noise; make bench RUNS=5 has enough")
+    if not a or not b:
+        raise WrongUsage("A and B are both needed.", Command("compare", A="reports/one.json", B="reports/other.json"))
+    one, other = reports.read(Path(a)), reports.read(Path(b))
+    if (one.kind, other.kind) == ("bench", "bench"):
+        found = bench_compare.differences(one, other)
+        if bench_compare.too_few_runs(one, other):
+            enough = words([Command("bench", RUNS=5)])
+            cli.note(f"warning: too few runs to tell a change from noise; {enough} has enough")
     else:
-        found = reports.compare(a, b)
+        found = reports.compare(one, other)
     for difference in found:
         first, second = beside(difference.a, difference.b)
         cli.result(f"{difference.name}\n  A  {first}\n  B  {second}\n")

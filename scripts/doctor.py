@@ -17,8 +17,9 @@ from kit import settings
 from kit.doctor import before_venv
 from kit.doctor import check as checks
 from kit.doctor.check import FAIL, WARN, Check
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.paths import ROOT
+from scripts.hints import words
 
 USAGE = "usage: python -m scripts.doctor [--json]   (the model: MODEL, or .env's)"
 SECOND_STAGE = "--second-stage"
@@ -34,12 +35,11 @@ def main(arguments: list[str]) -> int:
         return 2
     model = setting("MODEL") or "starter"
     if SECOND_STAGE in arguments:
-        from kit import settings
         from kit.doctor import in_venv
 
         with contextlib.suppress(KitError):  # a bad .env is D10's
             settings.apply(settings.read())
-        print(json.dumps([check.as_dict() for check in checks.run(in_venv.listed(model))]))
+        print(json.dumps([as_dict(check) for check in checks.run(in_venv.listed(model))]))
         return 0
     as_json = "--json" in arguments or setting("JSON") not in ("", "0")
     found: list[Check] = []
@@ -51,25 +51,22 @@ def main(arguments: list[str]) -> int:
                 show(check)
     failed = [check.id for check in found if check.state == FAIL]
     if as_json:
-        document: dict[str, Any] = {"ok": not failed, "model": model, "checks": [check.as_dict() for check in found]}
+        document: dict[str, Any] = {"ok": not failed, "model": model, "checks": [as_dict(check) for check in found]}
         print(json.dumps(document))
     elif failed:
         print(f"\n{', '.join(failed)}: see docs/troubleshooting.md")
     else:
-        print("\nready: make run")
+        print(f"\nready: {words([Command('run')])}")
     return 1 if failed else 0
 
 
 def setting(name: str) -> str:
-    """A setting from the environment, else from .env; "" where there is none."""
+    """A setting from the environment, else from .env; "" where there is none, or .env is a bad one (D10 says so)."""
     if os.environ.get(name):
         return os.environ[name]
-    try:
-        lines = settings.DOTENV.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    values = [line[len(name) + 1 :].strip() for line in lines if line.startswith(f"{name}=")]
-    return values[-1] if values else ""
+    with contextlib.suppress(KitError):
+        return settings.read().values.get(name, "")
+    return ""
 
 
 def first_stage(model: str) -> Iterator[Check]:
@@ -92,8 +89,13 @@ def second_stage(model: str) -> Iterable[Check]:
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        return [Check("D20", "libraries", FAIL, f"the environment does not run: {last}", "make clean setup")]
-    return [Check(**fields) for fields in json.loads(done.stdout)]
+        return [Check("D20", "libraries", FAIL, f"the environment does not run: {last}", (Command("clean setup"),))]
+    return [Check(**{**fields, "next": (fields["next"],)}) for fields in json.loads(done.stdout)]
+
+
+def as_dict(check: Check) -> dict[str, Any]:
+    """As JSON has it."""
+    return {**vars(check), "next": words(check.next)}
 
 
 def show(check: Check) -> None:
@@ -102,7 +104,7 @@ def show(check: Check) -> None:
     print(f" {state:4}  {check.id} {check.name:12} {lines[0]}")
     for line in lines[1:]:
         print(f"{'':24}{line}")
-    for line in check.next.splitlines():
+    for line in words(check.next).splitlines():
         print(f"{'':24}-> {line}")
     sys.stdout.flush()
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import click
 
+from kit.errors import Command
 from kit.hub import download as model_download
 from kit.models import registry
 from scripts import cli
-from scripts.options import option_model
-from scripts.progress import ByteProgress
+from scripts.options import takes
+from scripts.progress import ProgressLine
 
 
 @click.command()
-@option_model
+@takes("download")
 def download(model: str) -> None:
     """Download MODEL at its pinned commit into models/, every byte verified.
 
@@ -23,14 +24,14 @@ def download(model: str) -> None:
     make download MODEL=smollm2-135m
     """
     found = registry.find(model)
-    progress = ByteProgress(model)
+    progress = ProgressLine()
     try:
-        fetched = model_download.download(found, model_download.Listener(progress.show, progress, progress.note))
+        fetched = model_download.download(found, progress, progress.note)
     finally:
         progress.end()
     state = "is here" if fetched else "was here already"
     cli.note(f"{model} {state}: {found.size / 1e9:.2f} GB in models/{model}/, every sha256 as pinned")
-    cli.note(cli.in_words_of_the_caller(f"next: make run MODEL={model}"))
+    cli.next_step(Command("run", MODEL=model))
 
 
 if __name__ == "__main__":

@@ -6,15 +6,15 @@ import time
 
 import click
 
+from kit.errors import Command
 from kit.models import gguf_files, registry
 from scripts import cli
-from scripts.options import option_model, option_quant
+from scripts.options import takes
 from scripts.progress import ProgressLine
 
 
 @click.command()
-@option_model
-@option_quant
+@takes("gguf")
 def gguf(model: str, quant: str) -> None:
     """Write MODEL's GGUF in QUANT, from its verified weights. One that is there and whole stays as it is.
 
@@ -39,7 +39,7 @@ def gguf(model: str, quant: str) -> None:
     size = chosen.path.stat().st_size
     cli.note(f"models/{model}/{chosen.path.name}: {chosen.name}, {size / 1e9:.2f} GB, {took}")
     cli.note(f"sha256 {gguf_files.digest(chosen, found)}")
-    cli.note(cli.in_words_of_the_caller(f"next: make run METHOD=llamacpp MODEL={model} QUANT={chosen.name}"))
+    cli.next_step(Command("run", METHOD="llamacpp", MODEL=model, QUANT=chosen.name))
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import sys
 
 import click
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.hub import client as hub
 from kit.hub.client import Token
 from kit.models import registry
 from scripts import cli
-from scripts.options import option_model
+from scripts.options import takes
 
 
 @click.command()
-@option_model
+@takes("login")
 def login(model: str) -> None:
     """Sign in to the Hub with HF_TOKEN, and say whether it can read MODEL.
 
@@ -27,7 +27,9 @@ def login(model: str) -> None:
     if not hub.is_trusted(hub.endpoint()):
         raise KitError(
             f"{hub.endpoint()} is not https (or a proxy stands before it): a token is never sent there.",
-            "a mirror needs none: make download; to sign in to the Hub itself, unset HF_ENDPOINT",
+            "a mirror needs none: ",
+            Command("download"),
+            "; to sign in to the Hub itself, unset HF_ENDPOINT",
         )
     token = hub.find_token() or ask()
     account = hub.account(token)
@@ -39,7 +41,8 @@ def login(model: str) -> None:
         cli.note(f"{found.name} does not come from the Hub: no access to it is needed")
         return
     hub.require_access(found, token if found.gated else None)
-    cli.note(f"it can read {found.repo_id} at {found.revision[:12]}; next: make download MODEL={found.name}")
+    cli.note(f"it can read {found.repo_id} at {found.revision[:12]}")
+    cli.next_step(Command("download", MODEL=found.name))
 
 
 def ask() -> Token:
@@ -47,9 +50,9 @@ def ask() -> Token:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise KitError(
             "there is no token: HF_TOKEN is empty, in the environment and in .env.",
-            f"1. make one that reads gated models: {hub.NEW_TOKEN_PAGE}\n"
-            "  2. cp .env.example .env && chmod 600 .env, and write it behind HF_TOKEN=\n"
-            "  3. make login",
+            f"1. make one that reads gated models: {hub.NEW_TOKEN_PAGE}\n",
+            "  2. cp .env.example .env && chmod 600 .env, and write it behind HF_TOKEN=\n  3. ",
+            Command("login"),
         )
     cli.note(f"No token yet. Make one that reads gated models: {hub.NEW_TOKEN_PAGE}")
     return Token(click.prompt("Paste it (hidden)", hide_input=True, err=True).strip(), "what you typed")

@@ -9,25 +9,21 @@ from urllib.parse import unquote
 
 import click
 
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.models import licence
 from kit.offline import bundle
 from kit.offline import mirror as bundle_mirror
 from kit.offline.http_server import Exchange
 from scripts import cli
+from scripts.hints import words
+from scripts.options import takes
 
 LOGGED = 1_000_000  # bytes: smaller files come by the hundred
 
 
-# Neither --listen nor --allow-gated reads the environment: the Makefile passes on what is typed, and nothing else.
 @click.command()
-@click.option("--bundle", "folder", envvar="BUNDLE", default="", help="A folder that `make bundle` wrote.")
-@click.option(
-    "--listen", default="127.0.0.1", show_default=True, help="0.0.0.0: every network that this machine is in."
-)
-@click.option("--port", envvar="PORT", type=click.IntRange(0, 65535), default=8080, show_default=True)
-@click.option("--allow-gated", is_flag=True, help="Hand gated models out too: their licence then binds you.")
-def mirror(folder: str, listen: str, port: int, allow_gated: bool) -> None:
+@takes("mirror")
+def mirror(bundle: str, listen: str, port: int, allow_gated: bool) -> None:
     """Serve a bundle: wheels as a package index, models as a Hub, and all of it for `make setup BUNDLE=http://…`.
 
     Read-only, for any number of clients, until Ctrl-C.
@@ -35,10 +31,12 @@ def mirror(folder: str, listen: str, port: int, allow_gated: bool) -> None:
     \b
     make mirror BUNDLE=dist/base-model-kit-0123456789ab LISTEN=0.0.0.0
     """
-    if not folder:
-        raise WrongUsage("BUNDLE= names the folder to serve.", "make bundle, then: make mirror BUNDLE=dist/<name>")
+    if not bundle:
+        raise WrongUsage(
+            "BUNDLE= names the folder to serve.", Command("bundle"), ", then: ", Command("mirror", BUNDLE="dist/<name>")
+        )
     cli.note("checking the bundle")
-    stock = bundle_mirror.shelf(Path(folder).expanduser(), allow_gated)
+    stock = bundle_mirror.shelf(Path(bundle).expanduser(), allow_gated)
     _say_duties(stock)
     # Before the server's threads begin, which inherit it. A handler would now and then miss the signal: one that comes
     # just before the main thread blocks is not acted on until that thread wakes, which it never would.
@@ -48,7 +46,8 @@ def mirror(folder: str, listen: str, port: int, allow_gated: bool) -> None:
     try:
         server = bundle_mirror.Mirror(stock, listen, port, given)
     except KitError as error:
-        hint = f"another port: make mirror BUNDLE={folder} PORT={another(port)}" if port else "another LISTEN="
+        other = ("another port: ", Command("mirror", BUNDLE=bundle, PORT=another(port)))
+        hint = other if port else ("another LISTEN=",)
         raise KitError(error.message, f"{hint}; LISTEN= is an address of this machine, or 0.0.0.0 for all") from error
     with server:
         _say_lines(stock, server)
@@ -104,7 +103,7 @@ def _say_lines(stock: bundle_mirror.Shelf, server: bundle_mirror.Mirror) -> None
     )
     if server.host.startswith("127."):
         cli.note("only this machine reaches it; for its network: LISTEN=0.0.0.0")
-    cli.result(f"with a clone:  make setup BUNDLE={url} SHA256={stock.digest}\n")
+    cli.result(f"with a clone:  {words([Command('setup', BUNDLE=url, SHA256=stock.digest)])}\n")
     for model in stock.models:
         # Without a token, which the client would send to any HF_ENDPOINT; and into a folder of its own, because its
         # cache knows a commit's files by the commit alone, and a mirror has some of them only.

@@ -1,56 +1,73 @@
-"""The options that more than one verb takes. Each reads the make variable of its name from the environment."""
+"""A verb's options, out of the table of variables: each reads the variable of its name from the environment."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
+from kit import settings
 from kit.engines import devices, methods, torch_engine
+from kit.environment import lock as locks
 from kit.models import gguf_files
+from kit.settings import Variable
 
-option_model = click.option(
-    "--model",
-    envvar="MODEL",
-    default="starter",
-    show_default=True,
-    help="A section of env/models.toml.",
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+# What may stand there, for the help; kit says more of a name that is unknown than click would.
+METAVARS = {
+    "DEVICE": devices.NAMES,
+    "DTYPE": torch_engine.FORMATS,
+    "QUANT": gguf_files.NAMES,
+    "PLATFORM": tuple(locks.PLATFORMS),
+    "FROM": ("REPORT",),
+    "A": ("REPORT",),
+    "B": ("REPORT",),
+}
+
+
+# For the container: a service that may write to models/ is asked for this before one that may not.
+option_prepare = click.option(
+    "--prepare", is_flag=True, hidden=True, help="Write the files that it needs, and no more."
 )
-option_device = click.option(
-    "--device",
-    envvar="DEVICE",
-    # Not click.Choice: kit.devices says for `cuda` and `mps` why they cannot run.
-    default="auto",
-    show_default=True,
-    metavar=f"[{'|'.join(devices.NAMES)}]",
-    help="auto takes MPS where it works, else the CPU.",
-)
-option_dtype = click.option(
-    "--dtype",
-    envvar="DTYPE",
-    default="auto",
-    show_default=True,
-    metavar=f"[{'|'.join(torch_engine.FORMATS)}]",
-    help="For pipeline and manual: auto is the number format of the weights.",
-)
-option_method = click.option(
-    "--method",
-    envvar="METHOD",
-    type=click.Choice(methods.NAMES),
-    default="pipeline",
-    show_default=True,
-    help="Least code, full control, or llama.cpp.",
-)
-option_json = click.option(
-    "--json", "as_json", envvar="JSON", is_flag=True, help="One JSON document on one line instead of text."
-)
-option_quant = click.option(
-    "--quant",
-    envvar="QUANT",
-    default="auto",
-    show_default=True,
-    metavar=f"[{'|'.join(gguf_files.NAMES)}]",
-    help="For METHOD=llamacpp: auto is the GGUF as shipped, else bf16.",
-)
+
+
+def takes(verb: str) -> Callable[[Verb], Verb]:
+    """`@takes("run")` gives a command every option that the table has for the verb."""
+
+    def give(command: Verb) -> Verb:
+        for variable in reversed(settings.taken_by(verb)):
+            command = _option(variable)(command)
+        return command
+
+    return give
+
+
+def _option(variable: Variable) -> Callable[[Verb], Verb]:
+    names = (variable.option, variable.parameter)
+    envvar = variable.name if settings.counts(variable) else None
+    about = variable.about.split("\n")[0]
+    if variable.kind == "flag":
+        return click.option(*names, envvar=envvar, is_flag=True, help=about)
+    kind: Any = None
+    if variable.kind == "integer":
+        kind = click.IntRange(variable.low, variable.high)
+    if variable.kind == "number":
+        kind = click.FloatRange(variable.low, variable.high)
+    if variable.name == "METHOD":
+        kind = click.Choice(methods.NAMES)
+    shown = METAVARS.get(variable.name)
+    return click.option(
+        *names,
+        envvar=envvar,
+        type=kind,
+        default=variable.default,
+        show_default=bool(variable.default),
+        metavar=f"[{'|'.join(shown)}]" if shown else None,
+        help=about,
+    )
 
 
 def number_formats(context: click.Context, method: str, dtype: str, quant: str) -> tuple[str, str]:

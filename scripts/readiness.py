@@ -7,15 +7,16 @@ from pathlib import Path
 
 import click
 
-from kit.errors import WrongUsage
+from kit.errors import Command, WrongUsage
 from kit.models import registry
-from kit.verify import readiness as codes
+from kit.verify.readiness import judge
 from scripts import cli
+from scripts.options import takes
 
 
 @click.command()
-@click.option("--codes", "source", envvar="CODES", metavar="FILE", help="A name and a code a line; - is stdin.")
-def readiness(source: str | None) -> None:
+@takes("readiness")
+def readiness(codes: str | None) -> None:
     """Print who is ready and who is not, and why. Exit status 0: everybody; 1: not everybody.
 
     Each line of FILE is a name and the code that `make verify` printed for them; # begins a comment.
@@ -23,19 +24,22 @@ def readiness(source: str | None) -> None:
     \b
     make readiness CODES=codes.txt
     """
-    if not source:
-        raise WrongUsage("CODES names no file.", "make readiness CODES=codes.txt")
+    if not codes:
+        raise WrongUsage("CODES names no file.", Command("readiness", CODES="codes.txt"))
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8", errors="replace")
+        text = sys.stdin.read() if codes == "-" else Path(codes).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise WrongUsage(
-            f"CODES={source} cannot be read: {error.strerror}.", "make readiness CODES=codes.txt"
+            f"CODES={codes} cannot be read: {error.strerror}.", Command("readiness", CODES="codes.txt")
         ) from error
     # A byte-order mark, as Windows writes it, is no part of the first name.
-    attendees = codes.judge(text.removeprefix("\ufeff").splitlines(), registry.read())
+    attendees = judge(text.removeprefix("\ufeff").splitlines(), registry.read())
     if not attendees:
         raise WrongUsage(
-            f"CODES={source} has no line with a code.", "a name and the last line of make verify, a line each"
+            f"CODES={codes} has no line with a code.",
+            "a name and the last line of ",
+            Command("verify"),
+            ", a line each",
         )
     width = max(len(attendee.name) for attendee in attendees)
     for attendee in sorted(attendees, key=lambda attendee: attendee.ready):

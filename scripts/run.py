@@ -16,20 +16,13 @@ from kit.engines import record as recorded_run
 from kit.engines.devices import Device
 from kit.engines.record import Repetition
 from kit.engines.request import DEFAULT_PROMPT, Completion, Request
-from kit.errors import WrongUsage
+from kit.errors import Command, WrongUsage
 from kit.models import registry
 from kit.models.registry import Model
 from scripts import cli
 from scripts.compare import beside
-from scripts.options import (
-    number_formats,
-    option_device,
-    option_dtype,
-    option_json,
-    option_method,
-    option_model,
-    option_quant,
-)
+from scripts.hints import words
+from scripts.options import number_formats, option_prepare, takes
 from scripts.progress import ProgressLine
 
 NATURES = {
@@ -40,41 +33,9 @@ NATURES = {
 
 
 @click.command()
-@option_model
-@option_device
-@option_method
-@option_dtype
-@click.option("--prompt", envvar="PROMPT", help=f"The text to complete.  [default: {DEFAULT_PROMPT}]")
-@click.option("--prompt-file", envvar="PROMPT_FILE", help="The same from a file, byte for byte; - is standard input.")
-@click.option(
-    "--max-new-tokens",
-    envvar="MAX_NEW_TOKENS",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    help="How long the completion may get.",
-)
-@click.option(
-    "--temperature",
-    envvar="TEMPERATURE",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="0 is greedy; above it tokens are drawn.",
-)
-@click.option(
-    "--seed",
-    envvar="SEED",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    help="Same seed, same draw.",
-)
-@option_json
-@option_quant
+@takes("run")
 @click.option("--ignore-eos", is_flag=True, hidden=True, help="No token ends the text early: for make bench.")
-@click.option("--record", is_flag=True, help="Write the run down, as reports/run-….json.")
-@click.option("--from", "source", envvar="FROM", metavar="REPORT", help="Repeat a run that was written down.")
+@option_prepare
 @click.pass_context
 def run(
     context: click.Context,
@@ -84,6 +45,7 @@ def run(
     dtype: str,
     quant: str,
     ignore_eos: bool,
+    prepare: bool,
     prompt: str | None,
     prompt_file: str | None,
     max_new_tokens: int,
@@ -112,12 +74,14 @@ def run(
         request = Request(
             registry.find(model), text, method, device, dtype, max_new_tokens, temperature, seed, quant, ignore_eos
         )
-    show_model(request.model)
-
     progress = ProgressLine()
+    if prepare:
+        generate.prepare(request, progress)
+        return
 
     def show_device(chosen: Device) -> None:
         progress.end()
+        show_model(request.model)
         cli.note(
             f"{request.method} on {chosen.name} ({chosen.reason}), {chosen.number_format} ({chosen.format_reason}) …"
         )
@@ -133,7 +97,7 @@ def run(
     cli.note(summary(completion))
     if record:
         path = reports.write("run", recorded_run.content(request, completion))
-        again = cli.in_words_of_the_caller(f"make run FROM={path.relative_to(paths.ROOT)}")
+        again = words([Command("run", FROM=path.relative_to(paths.ROOT))])
         cli.note(f"written down: {again} repeats it")
     if source:
         show_repetition(recorded_run.compare(report, recorded_run.content(request, completion)))
@@ -146,7 +110,7 @@ def refuse_beside_from(context: click.Context) -> None:
     given = [name.upper() for name in dict.fromkeys(names) if context.get_parameter_source(name) in asked]
     if given:
         raise WrongUsage(
-            f"FROM repeats a run as it was: leave out {', '.join(given)}.", "make run FROM=reports/run-….json"
+            f"FROM repeats a run as it was: leave out {', '.join(given)}.", Command("run", FROM="reports/run-….json")
         )
 
 
@@ -159,7 +123,7 @@ def show_repetition(repetition: Repetition) -> None:
         then, now = beside(cause.a, cause.b)
         cli.note(f"  {cause.name}: {then} then, {now} now")
     if not repetition.causes:
-        cli.note("  nothing that is recorded differs: make verify looks closer")
+        cli.note(f"  nothing that is recorded differs: {words([Command('verify')])} looks closer")
     raise click.exceptions.Exit(1)
 
 
@@ -169,7 +133,9 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         # click takes an empty variable for none.
         prompt = os.environ.get("PROMPT", DEFAULT_PROMPT) if prompt is None else prompt
         if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise WrongUsage("the prompt is not UTF-8 text.", "save it as UTF-8, then: make run PROMPT_FILE=prompt.txt")
+            raise WrongUsage(
+                "the prompt is not UTF-8 text.", "save it as UTF-8, then: ", Command("run", PROMPT_FILE="prompt.txt")
+            )
         return prompt
     shown = os.environ.get("KIT_PROMPT_NAME") or prompt_file  # the container gets the file through standard input
     if prompt is not None:
@@ -179,7 +145,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         return content.decode("utf-8")
     except OSError as error:
         raise WrongUsage(
-            f"PROMPT_FILE={shown} cannot be read: {error.strerror}.", "make run PROMPT_FILE=prompt.txt"
+            f"PROMPT_FILE={shown} cannot be read: {error.strerror}.", Command("run", PROMPT_FILE="prompt.txt")
         ) from error
     except UnicodeDecodeError as error:
         raise WrongUsage(f"PROMPT_FILE={shown} is not UTF-8 text (byte {error.start}).", "save it as UTF-8") from error
@@ -187,7 +153,9 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 def read_stdin() -> bytes:
     if sys.stdin is None:  # Python's way to say that it is closed
-        raise WrongUsage("PROMPT_FILE=- reads standard input, and that is closed.", "make run PROMPT_FILE=prompt.txt")
+        raise WrongUsage(
+            "PROMPT_FILE=- reads standard input, and that is closed.", Command("run", PROMPT_FILE="prompt.txt")
+        )
     return sys.stdin.buffer.read()
 
 

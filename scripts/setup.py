@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from kit import paths
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.models import starter
 from scripts import cli
 from scripts.progress import ProgressLine
@@ -42,7 +42,7 @@ def setup() -> None:
         said, _ = warm_up.communicate()
         if warm_up.returncode:
             last = said.decode("utf-8", "replace").strip().splitlines()[-1:]
-            raise KitError(f"the environment does not import: {' '.join(last)}", "make clean setup")
+            raise KitError(f"the environment does not import: {' '.join(last)}", Command("clean setup"))
         warmed.write_text(_text(lock), encoding="utf-8")
 
 

@@ -12,8 +12,9 @@ import time
 import traceback
 
 from kit.environment import lock as locks
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.offline import bundle, install, sources
+from scripts.hints import words
 
 USAGE = "usage: BUNDLE=<folder, tar or http://…> [SHA256=<digest>] python -m scripts.unbundle"
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
@@ -30,7 +31,7 @@ def main() -> int:
     except KitError as error:
         if os.environ.get("KIT_DEBUG") == "1":
             traceback.print_exc()
-        note(f"error: {error.message}\n  next: {error.hint}")
+        note(f"error: {error.message}\n  next: {words(error.hint)}")
         return error.status
     except OSError as error:
         note(f"error: {error.filename or place} cannot be read: {error.strerror or error}")
@@ -44,9 +45,13 @@ def main() -> int:
 
 def unbundle(place: str, wanted: str) -> None:
     if not place:
-        raise WrongUsage("SHA256= is a bundle's digest, and there is no BUNDLE=.", "make setup BUNDLE=… SHA256=…")
+        raise WrongUsage(
+            "SHA256= is a bundle's digest, and there is no BUNDLE=.", Command("setup", BUNDLE="…", SHA256="…")
+        )
     if wanted and not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
-        raise WrongUsage(f"SHA256={wanted} is no digest: that has 64 hex digits.", "copy what `make bundle` printed")
+        raise WrongUsage(
+            f"SHA256={wanted} is no digest: that has 64 hex digits.", "copy what `", Command("bundle"), "` printed"
+        )
     target = locks.this()
     remote = sources.is_address(place)
     source: sources.Source = sources.Mirror(place, note) if remote else sources.at(place)

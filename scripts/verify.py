@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import click
 
 from kit import paths, reports
+from kit.engines import generate
 from kit.engines.request import Request
+from kit.errors import Command, Hint, WrongUsage
 from kit.models import registry
 from kit.verify import readiness, stages
 from kit.verify.stages import Stage, Verification
 from scripts import cli
-from scripts.options import (
-    number_formats,
-    option_device,
-    option_dtype,
-    option_json,
-    option_method,
-    option_model,
-    option_quant,
-)
+from scripts.hints import words
+from scripts.options import number_formats, option_prepare, takes
 from scripts.progress import ProgressLine
 
 
 @click.command()
-@option_model
-@option_device
-@option_dtype
-@option_method
-@option_json
-@click.option("--record", is_flag=True, help="Write the reference of a model that has none, in float32 on this CPU.")
-@click.option("--force", is_flag=True, help="With --record: replace the one that is there.")
-@option_quant
+@takes("verify")
+@option_prepare
 @click.pass_context
 def verify(
     context: click.Context,
@@ -45,6 +35,7 @@ def verify(
     record: bool,
     force: bool,
     quant: str,
+    prepare: bool,
 ) -> None:
     """Prove that this machine runs MODEL as the reference says: its files, its tokenizer, and its log-probabilities.
 
@@ -59,7 +50,11 @@ def verify(
     dtype, quant = number_formats(context, method, dtype, quant)
     progress = ProgressLine()
     try:
+        if prepare:
+            generate.prepare(Request(found, "prepared", method, device, dtype, quant=quant), progress)
+            return
         if record:
+            require_native(model)
             stages.record(found, force, progress)
             progress.end()
             cli.note(f"env/golden/{model}.json is written: look at it, commit it, and others compare with it")
@@ -79,6 +74,16 @@ def verify(
         raise click.exceptions.Exit(1)
 
 
+def require_native(model: str) -> None:
+    """Raises WrongUsage in the container: the references are the clone's, and an image only reads them."""
+    if os.environ.get("KIT_CONTAINER") == "1":
+        raise WrongUsage(
+            "RECORD is for the native verb: the references are this clone's, and the image only reads them.",
+            "on the machine itself: ",
+            Command("verify", MODEL=model, RECORD=1),
+        )
+
+
 def show(done: Verification, content: dict[str, Any]) -> None:
     for stage in done.stages:
         cli.result(f"{'ok  ' if stage.ok else 'FAIL'}  {stage.name:9}  {stage.text}\n")
@@ -87,7 +92,7 @@ def show(done: Verification, content: dict[str, Any]) -> None:
     outcome = "verified" if done.ok else "NOT verified"
     cli.result(f"{outcome}: {done.model.name} on {done.device} in {done.dtype}, {done.method}\n")
     if done.failed:
-        cli.result(f"  next: {following(done)}\n")
+        cli.result(f"  next: {words(following(done))}\n")
     cli.result(f"{content['readiness']}\n")
 
 
@@ -104,15 +109,17 @@ def detail(stage: Stage) -> list[str]:
     return lines
 
 
-def following(done: Verification) -> str:
-    name = done.failed.name if done.failed else ""
+def following(done: Verification) -> Hint:
+    name, model = done.failed.name if done.failed else "", done.model
     if name == "hashes":
-        return f"make download MODEL={done.model.name}" if done.model.repo_id else "make setup"
+        return (Command("download", MODEL=model.name) if model.repo_id else Command("setup"),)
     if name == "tokenizer":
-        return "make clean setup"
+        return (Command("clean setup"),)
     if done.device == "mps" and name != "float32":
-        return "make verify DEVICE=cpu; if that is verified, do not trust this GPU's answers, and report both manifests"
-    return "make clean setup, then make verify; if it fails again: make compare A=… B=… with a manifest that is good"
+        doubt = "; if that is verified, do not trust this GPU's answers, and report both manifests"
+        return Command("verify", DEVICE="cpu"), doubt
+    again, good = Command("verify"), Command("compare", A="…", B="…")
+    return Command("clean setup"), ", then ", again, "; if it fails again: ", good, " with a manifest that is good"
 
 
 if __name__ == "__main__":

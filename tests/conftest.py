@@ -17,7 +17,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from kit import paths
+from kit import paths, settings
 from kit.engines import devices, torch_engine
 from kit.environment import machine
 from kit.models import folder as model_folder
@@ -27,10 +27,9 @@ from kit.paths import ROOT
 from tests import warm
 
 # What the caller's environment, make, and other tools may hold that would decide about a test.
-FOREIGN = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "JSON", "QUANT", "FROM", "FORCE", "RECORD", "BUNDLE"}
-FOREIGN |= {"MODEL", "DEVICE", "METHOD", "PROMPT", "PROMPT_FILE", "MAX_NEW_TOKENS", "DTYPE", "SEED", "TEMPERATURE"}
-FOREIGN |= {"KIT_DEBUG", "PYTHON", "PYTHONPATH", "SHA256", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
-FOREIGN |= {"PLATFORM", "LISTEN", "PORT", "ALLOW_GATED", "METHODS", "DEVICES", "DTYPES", "QUANTS", "RUNS", "QUALITY"}
+FOREIGN = {variable.name for variable in settings.VARIABLES if variable.verbs}
+FOREIGN |= {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "KIT_TYPED", "KIT_DEBUG", "KIT_CONTAINER"}
+FOREIGN |= {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
 FOREIGN |= {name for name in os.environ if name.startswith(("HF_", "PYTEST_"))}
 
 

@@ -17,6 +17,7 @@ from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
 from kit.models import folder as model_folder
+from scripts.hints import words
 
 
 def choose(name: str) -> tuple[str, str]:
@@ -77,7 +78,7 @@ def test_mps_asked_for_says_which_cause_it_is_and_what_to_type(on, here, torch_s
     with pytest.raises(KitError, match=rf"DEVICE=mps cannot run here: .*{cause}") as caught:
         choose("mps")
     assert caught.value.status == 1
-    assert "make " in caught.value.hint
+    assert "make " in words(caught.value.hint)
 
 
 @pytest.mark.parametrize(("here", "torch_says", "cause"), OBSTACLES)
@@ -99,7 +100,7 @@ def test_a_mac_where_it_works_gets_mps_after_one_operation_there(on, name):
 
 def test_the_container_hint_is_the_native_command():
     why, hint = devices.mps_obstacle(Machine("Linux", "aarch64", container=True), torch_engine.obstacle) or ("", "")
-    assert "make run DEVICE=mps" in hint
+    assert "make run DEVICE=mps" in words(hint)
     assert why
 
 

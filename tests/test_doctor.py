@@ -17,6 +17,7 @@ from kit.doctor.check import FAIL, OK, WARN
 from kit.environment.machine import Machine
 from kit.errors import KitError
 from kit.paths import ROOT
+from scripts.hints import words
 from tests.conftest import clean_environment, copy_kit, own_file, run_command
 
 FIRST_STAGE = ["kit/errors", "kit/paths", "kit/files", "kit/settings", "kit/environment/machine", "kit/models/registry"]
@@ -77,6 +78,7 @@ def test_the_first_stage_parses_on_python_3_9_and_imports_the_standard_library_a
         "fcntl",
         "ctypes",
         "dataclasses",
+        "errno",
         "functools",
         "hashlib",
         "json",
@@ -140,7 +142,7 @@ def test_a_check_that_breaks_is_a_failure_of_its_own():
     found = list(checks.run([("D98", "a", breaks), ("D99", "b", refuses)]))
     assert [check.state for check in found] == [FAIL, FAIL]
     assert "check itself failed" in found[0].text
-    assert (found[1].text, found[1].next) == ("what", "next")
+    assert (found[1].text, found[1].next) == ("what", ("next",))
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ class TestEnvironment:
     def state(self, says: str) -> str:
         outcome = before_venv.check_environment()
         assert re.search(says, outcome.text), outcome.text
-        assert outcome.state == OK or outcome.next.startswith("make ")
+        assert outcome.state == OK or words(outcome.next).startswith("make ")
         return outcome.state
 
     def test_as_the_lock_says(self, venv, monkeypatch):
@@ -266,7 +268,7 @@ class TestSecrecy:
 
     def test_readable_by_others(self, repository):
         (repository / ".env").chmod(0o640)
-        assert before_venv.check_secrecy(repository / ".env").next == "chmod 600 .env"
+        assert before_venv.check_secrecy(repository / ".env").next == ("chmod 600 .env",)
 
     def test_git_would_commit_it(self, repository):
         (repository / ".gitignore").unlink()
@@ -274,7 +276,7 @@ class TestSecrecy:
 
     def test_git_has_it(self, repository):
         subprocess.run(["git", "-C", str(repository), "add", "-f", ".env"], check=True)
-        assert before_venv.check_secrecy(repository / ".env").next == "git rm --cached .env"
+        assert before_venv.check_secrecy(repository / ".env").next == ("git rm --cached .env",)
 
 
 def test_an_environment_that_does_not_import_is_said(monkeypatch):
@@ -327,4 +329,4 @@ def test_a_dotenv_that_is_a_folder(kit_copy):
     (kit_copy / ".env").mkdir()
     outcome = before_venv.check_dotenv(kit_copy / ".env")
     assert outcome.state == FAIL
-    assert "move it away" in outcome.next
+    assert "move it away" in words(outcome.next)

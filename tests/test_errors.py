@@ -8,6 +8,7 @@ import pytest
 
 from kit import errors
 from kit.errors import KitError, keep_secret, washed
+from scripts.hints import words
 
 SECRET = "MARKEDQZ" * 3
 
@@ -25,7 +26,7 @@ SECRET = "MARKEDQZ" * 3
 )
 def test_words_of_a_library_are_washed(text):
     error = KitError(text, text)
-    assert "MARKED" not in washed(text) + error.message + error.hint + str(error)
+    assert "MARKED" not in washed(text) + error.message + words(error.hint) + str(error)
     assert "MARKED" not in "".join(traceback.format_exception(error))
 
 

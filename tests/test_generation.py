@@ -10,6 +10,7 @@ from kit.engines import devices, generate, methods
 from kit.engines.methods import ManualEngine, PipelineEngine
 from kit.engines.request import Request
 from kit.errors import KitError, WrongUsage
+from scripts.hints import words
 from tests import answers
 from tests.conftest import run_command
 
@@ -223,7 +224,7 @@ def test_memory_that_runs_out_says_what_to_do(starter, monkeypatch):
     monkeypatch.setattr(ManualEngine, "open", exhaust)
     with pytest.raises(KitError, match="does not fit into the memory of cpu") as caught:
         generate.complete(Request(starter, MARK, "manual"))
-    assert "make run MODEL=starter" in caught.value.hint
+    assert "make run MODEL=starter" in words(caught.value.hint)
 
 
 @pytest.mark.parametrize(
@@ -245,4 +246,4 @@ def test_a_request_that_no_machine_could_fulfil_is_wrong_usage(complete, fields,
 def test_too_many_new_tokens_hint_at_how_many_fit(complete):
     with pytest.raises(WrongUsage) as caught:
         complete(max_new_tokens=8190)
-    assert "make run MAX_NEW_TOKENS=8187" in caught.value.hint
+    assert "make run MAX_NEW_TOKENS=8187" in words(caught.value.hint)

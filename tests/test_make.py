@@ -62,24 +62,6 @@ def test_a_second_run_does_no_set_up(make):
         assert word not in done.err
 
 
-@pytest.mark.parametrize("name", ["FORCE", "RECORD"])
-def test_what_overwrites_counts_only_from_the_command_line(make, name):
-    asks = {"FORCE": ("purge", "--force"), "RECORD": ("run", "--record")}[name]
-    assert asks[1] in make("-n", asks[0], f"{name}=1").out
-    assert asks[1] not in make("-n", asks[0], env={name: "1"}).out
-    assert asks[1] not in make("-n", asks[0], f"{name}=0").out
-
-
-def test_what_opens_a_port_or_hands_on_a_gated_model_counts_only_from_the_command_line(make):
-    assert '--listen "$LISTEN"' in make("-n", "mirror", "LISTEN=0.0.0.0").out
-    assert "--allow-gated" in make("-n", "mirror", "ALLOW_GATED=1").out
-    done = make("-n", "mirror", env={"LISTEN": "0.0.0.0", "ALLOW_GATED": "1"})
-    assert done.status == 0
-    assert "--listen" not in done.out
-    assert "--allow-gated" not in done.out
-    assert "--allow-gated" not in make("-n", "mirror", "ALLOW_GATED=0").out
-
-
 def test_purge_asks_and_without_anybody_to_ask_removes_nothing(kit_copy, make):
     done = make("purge", cwd=kit_copy)
     assert done.status == 2

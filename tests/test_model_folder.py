@@ -11,6 +11,7 @@ from kit.errors import KitError
 from kit.models import folder as model_folder
 from kit.models import registry
 from kit.models.registry import Model, ModelFile
+from scripts.hints import words
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000}
 
@@ -50,7 +51,7 @@ def test_a_missing_file_is_named_with_the_repair(model, name):
     (model.folder / name).unlink()
     with pytest.raises(KitError, match=rf"models/tiny/{name} is missing") as caught:
         model_folder.check(model)
-    assert "make download MODEL=tiny" in caught.value.hint
+    assert "make download MODEL=tiny" in words(caught.value.hint)
 
 
 @pytest.mark.parametrize("look", [model_folder.check, model_folder.verify])
@@ -109,7 +110,7 @@ def test_files_of_another_account_are_named(model, monkeypatch):
     for look in (model_folder.check, model_folder.verify):
         with pytest.raises(KitError, match=r"this account may not read models/tiny/config\.json") as raised:
             look(model)
-        assert "ls -l models/tiny" in raised.value.hint
+        assert "ls -l models/tiny" in words(raised.value.hint)
 
 
 def test_a_folder_in_the_place_of_a_file_is_a_file_that_is_missing(model):

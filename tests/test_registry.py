@@ -8,6 +8,7 @@ import pytest
 
 from kit.errors import KitError, WrongUsage
 from kit.models import registry
+from scripts.hints import words
 
 SECTION = """
 ["a-1.5"]
@@ -50,7 +51,7 @@ def test_a_section_of_another_form_is_named_with_the_way_back(tmp_path, content,
     (tmp_path / "models.toml").write_text(content)
     with pytest.raises(KitError, match=says) as caught:
         registry.read(tmp_path / "models.toml")
-    assert "git checkout env/models.toml" in caught.value.hint
+    assert "git checkout env/models.toml" in words(caught.value.hint)
 
 
 def test_an_unknown_model_is_refused_with_the_list():

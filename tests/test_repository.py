@@ -97,6 +97,32 @@ def test_inside_kit_imports_run_without_a_circle():
         left = {name: needs for name, needs in left.items() if name not in free}
 
 
+METHODS = {"pipeline", "manual", "llamacpp"}
+
+
+def texts(node: ast.AST) -> set[str]:
+    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_outside_the_engines_nothing_compares_a_methods_name(path):
+    """What a method does differently stands in its engine: no if, no match, no table keyed by names elsewhere."""
+    if path.is_relative_to(ROOT / "kit" / "engines"):
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        compared: list[ast.AST] = []
+        if isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            compared = [node.value]
+        elif isinstance(node, ast.Dict):
+            compared = [key for key in node.keys if key]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".startswith", ".endswith", ".index")):
+            compared = [*node.args]
+        assert not METHODS & set().union(*map(texts, compared)), f"line {getattr(node, 'lineno', 0)}"
+        assert not [each for each in compared if re.search(r"methods\.[A-Z]\w*\.method", ast.unparse(each))]
+
+
 def test_importing_every_module_imports_nothing_heavy():
     names = [dotted(path) for path in MODULES]
     program = f"import sys\nfor name in {names}: __import__(name)\nprint(*sys.modules)"

@@ -130,7 +130,7 @@ WRONG = [
     (["--prompt-file", "nowhere.txt"], 2, "PROMPT_FILE=nowhere.txt cannot be read: No such file"),
     (["--prompt", "a", "--prompt-file", "-"], 2, "PROMPT and PROMPT_FILE are both given"),
     (["--quant", "q4_0"], 2, "QUANT=q4_0 is for METHOD=llamacpp; pipeline takes DTYPE"),
-    (["--method", "llamacpp", "--dtype", "float32"], 2, "METHOD=llamacpp takes QUANT"),
+    (["--method", "llamacpp", "--dtype", "float32"], 2, "llamacpp takes QUANT"),
     (["--method", "llamacpp", "--quant", "q3"], 2, "QUANT=q3 is"),
     (["--method", "llamacpp", "--device", "cuda"], 2, "CPU builds of torch"),
     (["--from", "x.json"], 2, "x.json cannot be read: No such file or directory"),

@@ -102,21 +102,18 @@ VALUES = {
     "TEMPERATURE": "0.5",
     "JSON": "1",
     "QUANT": "q8_0",
-    "REPO": "owner/name",
-    "REVISION": "v1",
-    "NAME": "short",
 }
 
 
-@pytest.mark.parametrize("name", settings.OPTION_NAMES)
+@pytest.mark.parametrize("name", VALUES)
 def test_every_name_that_dotenv_may_set_reaches_its_option(name, monkeypatch):
     import click
 
-    from scripts import add_model, cli, run
+    from scripts import cli, run
 
-    for other in settings.OPTION_NAMES:
+    for other in VALUES:
         monkeypatch.delenv(other, raising=False)
-    command = add_model.add_model if name in ("REPO", "REVISION", "NAME") else run.run
+    command = run.run
     defaults = cli._defaults(settings.Settings({name: VALUES[name]}))
     seen = {}
     bare = click.Command("seen", params=command.params, callback=lambda **given: seen.update(given))
@@ -128,7 +125,16 @@ def test_every_name_that_dotenv_may_set_reaches_its_option(name, monkeypatch):
 def test_what_overwrites_cannot_stand_in_dotenv():
     from scripts import cli
 
-    assert cli._defaults(settings.Settings({"RECORD": "1", "FORCE": "1"})) == {}
+    assert cli._defaults(settings.Settings({"RECORD": "1", "FORCE": "1", "NAME": "x", "FROM": "y"})) == {}
+
+
+def test_the_values_here_are_of_every_verbs_name_that_dotenv_may_set():
+    may = {
+        variable.name
+        for variable in settings.VARIABLES
+        if variable.verbs and settings.may_stand_in_dotenv(variable.name)
+    }
+    assert may - {"MEMORY", "BASE_IMAGE"} == set(VALUES)
 
 
 def test_an_empty_variable_does_not_hide_dotenvs(tmp_path, monkeypatch):

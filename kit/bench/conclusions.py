@@ -17,12 +17,26 @@ SPEED, WHOLE = "decode_tokens_per_s", "process_s"
 def of(bench: Bench) -> list[str]:
     """A sentence each. Ratios are medians over the turns; one that cannot be told from 1 is called no difference."""
     rows = bench.measured()
+    if rows and all(row.disturbed for row in rows):
+        return [
+            f"No conclusion: in every turn others took the processors ({_worst(bench)}). On a quiet machine the same "
+            "command has some."
+        ]
     found = [*_of_one_framework(rows), *_devices(bench, rows), *_frameworks(rows), *_fastest(rows)]
     found += [*_ceiling(bench, rows), *_memory(rows)]
     if bench.runs_done < stats.ENOUGH:
         runs = "1 run is" if bench.runs_done == 1 else f"{bench.runs_done} runs are"
         found.append(f"{runs} too few to tell a difference from noise: RUNS=5 does.")
+    if bench.disturbances:
+        count = len(bench.disturbances)
+        turns = "1 turn was" if count == 1 else f"{count} turns were"
+        found.append(f"{turns} disturbed ({_worst(bench)}) and left out of every figure and sentence.")
     return found
+
+
+def _worst(bench: Bench) -> str:
+    """The disturbance that was there most often, in words."""
+    return max(bench.disturbances, key=bench.disturbances.count)
 
 
 def _of_one_framework(rows: list[Row]) -> Iterator[str]:
@@ -118,7 +132,7 @@ def _ceiling(bench: Bench, rows: list[Row]) -> Iterator[str]:
 def _memory(rows: list[Row]) -> Iterator[str]:
     # On the GPU its memory comes on top.
     spreads = {
-        id(row): stats.of([run.peak_rss_bytes + (run.device_memory_bytes or 0) for run in row.runs]) for row in rows
+        id(row): stats.of([run.peak_rss_bytes + (run.device_memory_bytes or 0) for run in row.counting]) for row in rows
     }
     for least, most in _ends(rows, spreads):
         yield (

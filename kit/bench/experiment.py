@@ -12,16 +12,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from kit import paths
-from kit.bench import stats
+from kit import paths, settings
+from kit.bench import disturbance, stats
+from kit.bench.disturbance import Disturbance
 from kit.bench.plan import Combination, Plan
 from kit.engines import methods
 from kit.environment import facts
 from kit.errors import KitError
+from kit.files import Progress, silent
 
 if TYPE_CHECKING:
     import psutil
@@ -31,9 +33,7 @@ if TYPE_CHECKING:
 # llama.cpp, whose threads wait for each other, decodes a tenth slower.
 LOOK = 0.25
 # What would decide about a run besides what the bench asks for.
-FOREIGN = tuple(
-    "PROMPT PROMPT_FILE FROM RECORD JSON MODEL DEVICE METHOD DTYPE QUANT MAX_NEW_TOKENS TEMPERATURE SEED".split()
-)
+FOREIGN = ("KIT_TYPED", *(variable.name for variable in settings.taken_by("run")))
 # One after the other, they are the whole process: `rest_s` is Python's own start, and its end.
 PHASES = ("rest_s", "import_s", "load_s", "first_token_s", "decode_s")
 
@@ -42,7 +42,8 @@ PHASES = ("rest_s", "import_s", "load_s", "first_token_s", "decode_s")
 class Run:
     """Seconds, bytes, and tokens per second. `process_s` is from the start of the process to its end.
 
-    `peak_rss_bytes` is resident memory of the process and all that it started, shared pages counted in each.
+    `peak_rss_bytes` is resident memory of the process and all that it started, shared pages counted in each. The last
+    three are what others took of the processors meanwhile (kit/bench/disturbance.py).
     """
 
     rest_s: float
@@ -54,6 +55,14 @@ class Run:
     decode_tokens_per_s: float
     peak_rss_bytes: int
     device_memory_bytes: int | None
+    others_processors: float | None = None
+    stolen_processors: float | None = None
+    throttled_share: float | None = None
+
+    @property
+    def disturbed(self) -> str | None:
+        """What disturbed it; None where nothing is known to have."""
+        return Disturbance(self.others_processors, self.stolen_processors, self.throttled_share).reason
 
 
 def run_once(command: list[str], plan: Plan, combination: Combination) -> Run:
@@ -66,7 +75,7 @@ def run_once(command: list[str], plan: Plan, combination: Combination) -> Run:
     options += [f"--prompt={plan.prompt}", f"--max-new-tokens={plan.new_tokens}"]
     # Files, not pipes: nothing has to be read while the clock runs.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        start = time.perf_counter()
+        before, start = disturbance.read(), time.perf_counter()
         process = subprocess.Popen(
             [*command, *options], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
         )
@@ -80,7 +89,8 @@ def run_once(command: list[str], plan: Plan, combination: Combination) -> Run:
         said, messages = (_text(file) for file in (out, err))
     if process.returncode:
         raise KitError(_last_error(messages, process.returncode))
-    return _read(json.loads(said), plan, combination, seconds, peak)
+    meanwhile = before.until(disturbance.read())
+    return replace(_read(json.loads(said), plan, combination, seconds, peak), **asdict(meanwhile))
 
 
 def _watch(process: subprocess.Popen[bytes]) -> int:
@@ -145,23 +155,37 @@ def _read(said: dict[str, Any], plan: Plan, combination: Combination, seconds: f
 
 # In a process of its own, so that neither torch nor the tensor stays in memory beside the runs.
 BANDWIDTH = "import sys; from kit.bench import roofline; print(roofline.measure(sys.argv[1]))"
-NAMES = tuple(column.name for column in fields(Run))
-
-# What comes now, how many steps are done, and of how many.
-Step = Callable[[str, int, int], None]
+# What is measured of a run, and summed up for a row.
+NAMES = tuple(column.name for column in fields(Run) if column.default is MISSING)
+# How many turns are run again, in all, where others took the processors.
+REPEATS = 3
 
 
 @dataclass
 class Row:
-    """A combination and its runs so far, one a turn; `failure` is why there are no more."""
+    """A combination and its runs so far, one a turn; `failure` is why there are no more.
+
+    `left_out` are the turns that were disturbed, for whichever row.
+    """
 
     combination: Combination
     runs: list[Run] = field(default_factory=list)
     failure: str | None = None
+    left_out: frozenset[int] = frozenset()
+
+    @property
+    def counting(self) -> list[Run]:
+        """The runs of undisturbed turns; where there is none, all."""
+        return [run for turn, run in enumerate(self.runs) if turn not in self.left_out] or self.runs
+
+    @property
+    def disturbed(self) -> bool:
+        """True where its figures are of disturbed turns, for want of others."""
+        return bool(self.runs) and len(self.left_out) >= len(self.runs)
 
     def values(self, name: str) -> list[float]:
-        """One measurement of each run that has it."""
-        return [value for run in self.runs if (value := getattr(run, name)) is not None]
+        """One measurement of each run that counts and has it."""
+        return [value for run in self.counting if (value := getattr(run, name)) is not None]
 
 
 @dataclass
@@ -172,8 +196,14 @@ class Bench:
     rows: list[Row]
     bandwidth: dict[str, list[float]]
     quality: list[dict[str, Any]] | None = None
-
     interrupted: bool = False
+    repeated: int = 0
+
+    @property
+    def disturbances(self) -> list[str]:
+        """What disturbed each turn that was, as far as it is among the runs."""
+        turns = zip_longest(*(row.runs for row in self.rows))
+        return [why for turn in turns if (why := next((run.disturbed for run in turn if run and run.disturbed), None))]
 
     def measured(self) -> list[Row]:
         return [row for row in self.rows if row.runs]
@@ -194,40 +224,83 @@ class Bench:
         return stats.of(row.values("decode_tokens_per_s")).median / ceiling if ceiling and row.runs else None
 
 
-def run(plan: Plan, command: list[str], on_step: Step = lambda what, done, count: None) -> Bench:
+def run(plan: Plan, command: list[str], on_step: Progress = silent) -> Bench:
     """Runs the plan; `command` is the verb `run`. A combination that fails is left out of the turns that follow.
 
-    Ctrl-C ends it early, and what was measured until then counts.
+    A turn in which others took the processors is run again, up to REPEATS times in all; what is still missing then
+    comes from the disturbed ones. Ctrl-C ends it early, and what was measured until then counts.
     """
     bench = Bench(plan, [Row(combination) for combination in plan.combinations], {})
-    devices = dict.fromkeys(combination.device for combination in plan.combinations)
-    count = (plan.turns + 1) * (len(bench.rows) + len(devices))
-    done = 0
+    turns: list[_Turn] = []
+    count = (plan.turns + 1) * (len(bench.rows) + len(_devices(plan)))
     try:
-        for turn in range(plan.turns + 1):
-            name = f"turn {turn} of {plan.turns}" if turn else "warm-up"
-            for device in devices:
-                on_step(f"{name}: {device}'s bandwidth", done, count)
-                read = _bandwidth(device)
-                if turn and read:
-                    bench.bandwidth.setdefault(device, []).append(read)
-                done += 1
-            for row in bench.rows if turn % 2 else bench.rows[::-1]:
-                on_step(f"{name}: {row.combination}", done, count)
-                if row.failure is None:
-                    try:
-                        measured = run_once(command, plan, row.combination)
-                        if turn:
-                            row.runs.append(measured)
-                    except KitError as error:
-                        row.failure = error.message
-                done += 1
+        _one_turn(bench, command, "warm-up", 0, count, on_step, backwards=True)
+        while len(turns) < plan.turns + bench.repeated:
+            number = len(turns) - bench.repeated + 1
+            again = f", once more: {turns[-1].disturbed}" if turns and turns[-1].disturbed else ""
+            done = number * (len(bench.rows) + len(_devices(plan)))
+            name = f"turn {number} of {plan.turns}{again}"
+            turn = _one_turn(bench, command, name, done, count, on_step, backwards=bool(len(turns) % 2))
+            turns.append(turn)
+            bench.repeated += bool(turn.disturbed) and bench.repeated < REPEATS
         on_step("done", count, count)
     except KeyboardInterrupt:
-        if not bench.measured():
-            raise
         bench.interrupted = True
+    _keep(bench, turns)
+    if bench.interrupted and not bench.measured():
+        raise KeyboardInterrupt
     return bench
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """One run of each row that did not fail, by its place, and bytes per second by device."""
+
+    runs: dict[int, Run]
+    bandwidth: dict[str, float]
+
+    @property
+    def disturbed(self) -> str | None:
+        return next((run.disturbed for run in self.runs.values() if run.disturbed), None)
+
+
+def _devices(plan: Plan) -> list[str]:
+    return list(dict.fromkeys(combination.device for combination in plan.combinations))
+
+
+def _one_turn(
+    bench: Bench, command: list[str], name: str, done: int, count: int, on_step: Progress, backwards: bool
+) -> _Turn:
+    turn = _Turn({}, {})
+    for device in _devices(bench.plan):
+        on_step(f"{name}: {device}'s bandwidth", done, count)
+        if read := _bandwidth(device):
+            turn.bandwidth[device] = read
+        done += 1
+    places = list(enumerate(bench.rows))
+    for place, row in places[::-1] if backwards else places:
+        on_step(f"{name}: {row.combination}", done, count)
+        if row.failure is None:
+            try:
+                turn.runs[place] = run_once(command, bench.plan, row.combination)
+            except KitError as error:
+                row.failure = error.message
+        done += 1
+    return turn
+
+
+def _keep(bench: Bench, turns: list[_Turn]) -> None:
+    """As many turns as were asked for, the undisturbed ones first to be taken, in the order in which they passed."""
+    chosen = sorted(range(len(turns)), key=lambda number: (bool(turns[number].disturbed), number))[: bench.plan.turns]
+    kept = [turns[number] for number in sorted(chosen)]
+    left_out = frozenset(number for number, turn in enumerate(kept) if turn.disturbed)
+    for place, row in enumerate(bench.rows):
+        row.runs = [turn.runs[place] for turn in kept if place in turn.runs]
+        row.left_out = left_out
+    for device in _devices(bench.plan):
+        read = [turn.bandwidth[device] for turn in kept if device in turn.bandwidth]
+        if read:
+            bench.bandwidth[device] = read
 
 
 def _bandwidth(device: str) -> float | None:
@@ -246,6 +319,8 @@ def content(bench: Bench, conclusions: list[str]) -> dict[str, Any]:
         "model": {**plan.model.identity(), "random": plan.model.is_random},
         "request": {"prompt": plan.prompt, "new_tokens": plan.new_tokens, "runs": plan.turns, "seed": 0},
         "runs_done": bench.runs_done,
+        "turns_repeated": bench.repeated,
+        "disturbances": bench.disturbances,
         "bandwidth": {device: {"bytes_per_s": read, **_spread(read)} for device, read in bench.bandwidth.items()},
         "without_mps": plan.without_mps or None,
         "rows": [_row(bench, row) for row in bench.rows],
@@ -266,7 +341,8 @@ def _row(bench: Bench, row: Row) -> dict[str, Any]:
         "ceiling_tokens_per_s": bench.ceiling(row),
         "ceiling_share": bench.share(row),
         "summary": {name: _spread(values) for name in NAMES if (values := row.values(name))},
-        "runs": [asdict(run) for run in row.runs],
+        "disturbed": row.disturbed,
+        "runs": [{**asdict(run), "disturbed": run.disturbed} for run in row.runs],
         "failure": row.failure,
     }
 

@@ -9,7 +9,7 @@ from functools import partial
 from kit.engines import devices, methods
 from kit.engines.engine import Engine
 from kit.engines.request import DEFAULT_PROMPT
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.files import Progress, silent
 from kit.models import folder as model_folder
 from kit.models.registry import Model
@@ -77,7 +77,7 @@ def make(
             takers = " and ".join(name for name in methods.NAMES if methods.of(name).setting == setting)
             raise WrongUsage(
                 f"{setting.upper()}S={','.join(names)} is for {takers}, and METHODS has none of them.",
-                f"make bench METHODS={','.join(methods.NAMES)}",
+                Command("bench", METHODS=",".join(methods.NAMES)),
             )
     for engine in engines:
         _require_known(f"{engine.setting.upper()}S", formats[engine.setting] or ["auto"], engine.formats(model))
@@ -106,10 +106,10 @@ def prepare(plan: Plan, on_progress: Progress = silent) -> None:
 
 def _require_known(variable: str, names: Sequence[str], valid: Sequence[str]) -> None:
     if not names:
-        raise WrongUsage(f"{variable} is empty. Valid: {', '.join(valid)}.", "make bench")
+        raise WrongUsage(f"{variable} is empty. Valid: {', '.join(valid)}.", Command("bench"))
     for name in names:
         if name not in valid:
-            raise WrongUsage(f"{variable}: {name} is unknown. Valid: {', '.join(valid)}.", "make bench")
+            raise WrongUsage(f"{variable}: {name} is unknown. Valid: {', '.join(valid)}.", Command("bench"))
 
 
 def _on_devices(asked: Sequence[str], engine: Callable[[str], Engine]) -> tuple[list[Engine], str]:
@@ -121,7 +121,7 @@ def _on_devices(asked: Sequence[str], engine: Callable[[str], Engine]) -> tuple[
             try:
                 found[name] = engine(name)
             except KitError as error:
-                raise type(error)(error.message, "make bench DEVICES=cpu") from error
+                raise type(error)(error.message, Command("bench", DEVICES="cpu")) from error
             continue
         # On a Mac without a working GPU it is the CPU, and says why.
         chosen = engine("auto")

@@ -42,7 +42,9 @@ def draw(content: dict[str, Any], path: Path) -> None:
     _draw_seconds(seconds, rows)
     _draw_quoted(seconds, len(rows) + 1)
     _draw_memory(memory, rows)
-    labels = [f"{row['method']}, {row['device']}, {row['dtype'] or row['quant']}" for row in rows]
+    labels = [
+        f"{row['method']}, {row['device']}, {row['dtype'] or row['quant']}{bench_table.mark(row)}" for row in rows
+    ]
     labels += [f"{one.method}, {one.device}" for one in published.FIGURES]
     places = [*range(len(rows)), *range(len(rows) + 1, len(rows) + 1 + quoted)]
     seconds.set_yticks(places, labels)

@@ -19,7 +19,7 @@ from kit import paths
 from kit.bench.experiment import Bench
 from kit.bench.plan import Combination
 from kit.engines import methods
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.models import registry
 from kit.models.registry import Model
 from kit.verify import golden
@@ -50,7 +50,8 @@ def require_meaning(model: Model) -> None:
     """Raises WrongUsage for random weights."""
     if model.is_random:
         raise WrongUsage(
-            f"QUALITY=1: {model.name} is {model.title}, which have no quality.", "make bench QUALITY=1 MODEL=starter"
+            f"QUALITY=1: {model.name} is {model.title}, which have no quality.",
+            Command("bench", QUALITY="1", MODEL="starter"),
         )
 
 
@@ -80,7 +81,7 @@ def _in_a_child(model: Model, one: Combination) -> tuple[list[float], list[int]]
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         reason = last[0].partition("KitError: ")[2] or last[0]
-        raise KitError(f"the quality of {one} could not be measured: {reason}", "make bench without QUALITY=1")
+        raise KitError(f"the quality of {one} could not be measured: {reason}", Command("bench"), " without QUALITY=1")
     logprobs, best = json.loads(done.stdout)
     return logprobs, best
 

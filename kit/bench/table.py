@@ -28,6 +28,11 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [_heading(content), "", _line(COLUMNS[:shown]), _line([*["---"] * TEXTS, *["---:"] * (shown - TEXTS)])]
     lines += [_line(_cells(row)[:shown]) for row in content["rows"]]
     lines += ["", _legend(content)]
+    if any(mark(row) for row in content["rows"]):
+        lines += [
+            "",
+            f"\\* disturbed in every turn: {max(content['disturbances'], key=content['disturbances'].count)}.",
+        ]
     lines += [f"\n{label(row)} failed: {row['failure']}" for row in content["rows"] if row["failure"]]
     if content["quality"]:
         lines += ["", *_quality(content["quality"])]
@@ -77,6 +82,11 @@ def label(row: dict[str, Any]) -> str:
     return f"{row['method']} on {row['device']} in {row['dtype'] or row['quant']}"
 
 
+def mark(row: dict[str, Any]) -> str:
+    """What stands behind the name of a row whose figures were disturbed."""
+    return " *" if row.get("disturbed") else ""
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     summary = row["summary"]
 
@@ -88,7 +98,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
     ceiling, share = row["ceiling_tokens_per_s"], row["ceiling_share"]
     return [
-        row["method"],
+        row["method"] + mark(row),
         row["device"],
         row["dtype"] or row["quant"],
         one("import_s", 2),

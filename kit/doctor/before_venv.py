@@ -15,7 +15,7 @@ from pathlib import Path
 from kit import settings
 from kit.doctor.check import FAIL, OK, WARN, Listed, Outcome, skipped
 from kit.environment import machine
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.models import folder as model_folder
 from kit.models import registry
 from kit.paths import ROOT
@@ -45,10 +45,12 @@ def listed(model_name: str) -> list[Listed]:
 def check_make() -> Outcome:
     found = re.search(r"GNU Make (\d+)\.(\d+)", _output(["make", "--version"]))
     if not found:
-        return Outcome(FAIL, "no GNU Make on this machine", "macOS: xcode-select --install; Debian: apt install make")
+        return Outcome(
+            FAIL, "no GNU Make on this machine", ("macOS: xcode-select --install; Debian: apt install make",)
+        )
     version = int(found.group(1)), int(found.group(2))
     if version < OLDEST_MAKE:
-        return Outcome(FAIL, f"{found.group(0)} is older than 3.81", "install a newer GNU Make")
+        return Outcome(FAIL, f"{found.group(0)} is older than 3.81", ("install a newer GNU Make",))
     return Outcome(OK, found.group(0))
 
 
@@ -64,7 +66,7 @@ def check_python() -> Outcome:
     if done.returncode == 0:
         return Outcome(OK, done.stdout.strip())
     what, _, following = done.stderr.strip().partition("\n  next: ")
-    return Outcome(FAIL, what.replace("error: ", "", 1), following)
+    return Outcome(FAIL, what.replace("error: ", "", 1), (following,))
 
 
 def check_processor(here: machine.Machine) -> Outcome:
@@ -72,12 +74,14 @@ def check_processor(here: machine.Machine) -> Outcome:
         return Outcome(
             FAIL,
             "this Python is x86_64 under Rosetta: MPS and torch's wheels are arm64 only",
-            "install an arm64 Python, then: make clean setup PYTHON=/path/to/it",
+            ("install an arm64 Python, then: ", Command("clean setup", PYTHON="/path/to/it")),
         )
     if here.system == "Darwin" and here.arch != "arm64":
-        return Outcome(FAIL, "an Intel Mac: torch has no wheels for it", "use an Apple Silicon Mac or a Linux machine")
+        return Outcome(
+            FAIL, "an Intel Mac: torch has no wheels for it", ("use an Apple Silicon Mac or a Linux machine",)
+        )
     if here.system == "Linux" and here.arch not in ("x86_64", "aarch64"):
-        return Outcome(FAIL, f"Linux on {here.arch}: torch has no wheels for it", "use an x86_64 or aarch64 machine")
+        return Outcome(FAIL, f"Linux on {here.arch}: torch has no wheels for it", ("use an x86_64 or aarch64 machine",))
     return Outcome(OK, f"{here.arch}, {os.cpu_count()} cores" + (", in a container" if here.container else ""))
 
 
@@ -85,7 +89,7 @@ def check_macos(here: machine.Machine) -> Outcome:
     if here.system != "Darwin":
         return skipped(f"this is {here.system}")
     if here.old_macos():
-        return Outcome(FAIL, f"macOS {here.macos}: torch needs {machine.OLDEST_MACOS} or later", "update macOS")
+        return Outcome(FAIL, f"macOS {here.macos}: torch needs {machine.OLDEST_MACOS} or later", ("update macOS",))
     return Outcome(OK, here.macos)
 
 
@@ -97,9 +101,9 @@ def check_memory(model_name: str, memory: int | None) -> Outcome:
         return skipped("this system does not say how much memory it has")
     text = f"{model_name} needs {_gb(model.peak_memory)} at most, this machine has {_gb(memory)}"
     if memory < model.peak_memory:
-        return Outcome(FAIL, text, "make run MODEL=starter, or a machine with more memory")
+        return Outcome(FAIL, text, (Command("run", MODEL="starter"), ", or a machine with more memory"))
     if memory < 2 * model.peak_memory:
-        return Outcome(WARN, text, "close other programs before a run")
+        return Outcome(WARN, text, ("close other programs before a run",))
     return Outcome(OK, text)
 
 
@@ -111,21 +115,21 @@ def check_disk(model_name: str) -> Outcome:
             needed += model.peak_disk if model_folder.missing(model) else 0
     free = shutil.disk_usage(str(ROOT)).free
     text = f"{_gb(needed)} still needed, {_gb(free)} free"
-    return Outcome(OK, text) if free >= needed else Outcome(FAIL, text, "free some room")
+    return Outcome(OK, text) if free >= needed else Outcome(FAIL, text, ("free some room",))
 
 
 def check_environment() -> Outcome:
     """.venv against the lock: in its place, and package by package."""
     if not VENV.exists():
-        return Outcome(WARN, "there is no .venv yet", "make setup")
+        return Outcome(WARN, "there is no .venv yet", (Command("setup"),))
     if not (VENV / "bin" / "python").exists():
-        return Outcome(FAIL, ".venv has no Python: the one that it was made with is gone", "make setup")
+        return Outcome(FAIL, ".venv has no Python: the one that it was made with is gone", (Command("setup"),))
     try:
         place = (VENV / "ready").read_text().strip()
     except OSError:
-        return Outcome(FAIL, ".venv is unfinished", "make setup")
+        return Outcome(FAIL, ".venv is unfinished", (Command("setup"),))
     if Path(place) != VENV:
-        return Outcome(FAIL, f".venv was made for {place} and moved", "make setup")
+        return Outcome(FAIL, f".venv was made for {place} and moved", (Command("setup"),))
     lock = ROOT / "env" / "lock" / ("macos.txt" if sys.platform == "darwin" else "linux.txt")
     pinned = pins(lock.read_text())
     if (VENV / "lock-dev.txt").exists():
@@ -133,7 +137,7 @@ def check_environment() -> Outcome:
     differing = differences(pinned, installed(VENV))
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
-        return Outcome(FAIL, f"not what the lock says: {', '.join(differing[:3])}{more}", "make clean setup")
+        return Outcome(FAIL, f"not what the lock says: {', '.join(differing[:3])}{more}", (Command("clean setup"),))
     return Outcome(OK, f"{len(pinned)} packages, as env/lock/{lock.name} says")
 
 
@@ -189,12 +193,12 @@ def check_dotenv(path: Path) -> Outcome:
         return skipped("there is no .env; the starter needs none")
     except OSError as error:
         following = "move it away: .env is a file" if path.is_dir() else "chmod 600 .env"
-        return Outcome(FAIL, f".env cannot be read: {error.strerror}", following)
+        return Outcome(FAIL, f".env cannot be read: {error.strerror}", (following,))
     if faults:
         return Outcome(
             FAIL,
             "; ".join(f"line {fault.line} {fault.text}" for fault in faults),
-            "edit .env; .env.example shows the form",
+            ("edit .env; .env.example shows the form",),
         )
     return Outcome(OK, ".env is read alike by every tool")
 
@@ -203,7 +207,7 @@ def check_secrecy(path: Path) -> Outcome:
     if not path.exists():
         return skipped("there is no .env")
     for text, following in settings.exposures(path):
-        return Outcome(FAIL, text, following)
+        return Outcome(FAIL, text, (following,))
     return Outcome(OK, "mode 600, and git leaves it alone")
 
 

@@ -6,24 +6,23 @@ Standard library only, and parsed by Python 3.9: the first stage runs before the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from kit.errors import KitError, washed
+from kit.errors import Hint, KitError, washed
 
 OK, WARN, FAIL = "ok", "WARN", "FAIL"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found: `state`, a line of `text`, and the `next` command or step ("" where there is nothing to do).
+    """What a check found: `state`, a line of `text`, and the `next` step (none where there is nothing to do).
 
     A check that has nothing to look at is ok, and its text begins with "skipped: " and the reason.
     """
 
     state: str
     text: str
-    next: str = ""
+    next: Hint = ()
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,7 @@ class Check:
     name: str
     state: str
     text: str
-    next: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    next: Hint
 
 
 # (id, name, what looks)
@@ -55,7 +51,9 @@ def _run_one(number: str, name: str, look: Callable[[], Outcome]) -> Check:
     except KitError as error:
         outcome = Outcome(FAIL, error.message, error.hint)
     except Exception as error:
-        outcome = Outcome(FAIL, washed(f"the check itself failed: {type(error).__name__}: {error}"), "please report it")
+        outcome = Outcome(
+            FAIL, washed(f"the check itself failed: {type(error).__name__}: {error}"), ("please report it",)
+        )
     return Check(number, name, outcome.state, outcome.text, outcome.next)
 
 

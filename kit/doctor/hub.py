@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from kit.doctor.check import FAIL, OK, WARN, Listed, Outcome, skipped
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.hub import client as hub
 from kit.hub import download
 from kit.models import registry
@@ -167,7 +167,8 @@ def check_token(model: Model, lookups: Lookups) -> Outcome:
         if model.gated:
             raise KitError(
                 f"there is no token, and {model.name} is gated",
-                f"make one at {hub.NEW_TOKEN_PAGE}, write it into .env, then: make login",
+                f"make one at {hub.NEW_TOKEN_PAGE}, write it into .env, then: ",
+                Command("login"),
             )
         return skipped(f"{model.name} is open, and there is no token")
     return Outcome(OK, f"well-formed, from {token.source}")
@@ -181,7 +182,7 @@ def check_account(lookups: Lookups) -> Outcome:
     account = lookups.get("account")
     if account.role == "write":
         return Outcome(
-            WARN, f"{account.name}, scope write: read is enough", f"make one that reads: {hub.NEW_TOKEN_PAGE}"
+            WARN, f"{account.name}, scope write: read is enough", (f"make one that reads: {hub.NEW_TOKEN_PAGE}",)
         )
     return Outcome(OK, f"{account.name}, scope {account.role}")
 
@@ -217,7 +218,7 @@ def check_file_hosts(lookups: Lookups) -> Outcome:
             silent[network_errors.host(address)] = error
     if silent:
         text = "; ".join(f"{name}: {error.message.rstrip('.')}" for name, error in silent.items())
-        raise KitError(text, next(iter(silent.values())).hint)
+        raise KitError(text, *next(iter(silent.values())).hint)
     return Outcome(OK, ", ".join(network_errors.host(address) for address in hosts) + " answer")
 
 
@@ -225,7 +226,7 @@ def check_clock(lookups: Lookups) -> Outcome:
     try:
         ahead = lookups.get(lookups.hosts[0])
     except KitError as error:
-        if "clock" in error.hint:
+        if error.hint == network_errors.SET_CLOCK:
             raise
         return skipped("the Hub does not answer (D33)")
     if ahead is None:
@@ -243,5 +244,5 @@ def check_network() -> Outcome:
     parts = [f"{name}={network_errors.without_user(os.environ[name])}" for name in PROXIES if os.environ.get(name)]
     parts += [f"{name}={os.environ[name]}" for name in network_errors.CERTIFICATES if os.environ.get(name)]
     if os.environ.get("REQUESTS_CA_BUNDLE") and not os.environ.get("SSL_CERT_FILE"):
-        return Outcome(WARN, "REQUESTS_CA_BUNDLE has no effect here", "name the file in SSL_CERT_FILE")
+        return Outcome(WARN, "REQUESTS_CA_BUNDLE has no effect here", ("name the file in SSL_CERT_FILE",))
     return Outcome(OK, ", ".join(parts) or "no proxy, the system's certificates")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kit.doctor import hub as hub_checks
 from kit.doctor.check import FAIL, OK, Listed, Outcome
 from kit.engines import devices, imports, torch_engine
+from kit.errors import Command
 
 
 def listed(model_name: str) -> list[Listed]:
@@ -18,7 +19,7 @@ def check_libraries() -> Outcome:
     try:
         imports.import_all()
     except Exception as error:
-        return Outcome(FAIL, f"the libraries do not import: {type(error).__name__}: {error}", "make clean setup")
+        return Outcome(FAIL, f"the libraries do not import: {type(error).__name__}: {error}", (Command("clean setup"),))
     return Outcome(OK, ", ".join(f"{name} {version}" for name, version in imports.versions().items()))
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from kit.environment import machine
 from kit.environment.machine import Machine
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, Hint, KitError, Part, WrongUsage
 
 NAMES = ("auto", "cpu", "mps")
 
-Obstacle = tuple[str, str]  # why not, and what to do about it
+Obstacle = tuple[str, Hint]  # why not, and what to do about it
 # What a library itself finds in the way of MPS on a machine that allows it.
 Look = Callable[[Machine], Obstacle | None]
 
@@ -33,7 +33,7 @@ def choose(name: str, look: Look) -> tuple[str, str]:
     unknown one.
     """
     if name == "cuda":
-        raise WrongUsage("DEVICE=cuda: the kit's locks hold CPU builds of torch only.", "make run DEVICE=cpu")
+        raise WrongUsage("DEVICE=cuda: the kit's locks hold CPU builds of torch only.", Command("run", DEVICE="cpu"))
     require_known("DEVICE", name, NAMES)
     if name == "cpu":
         return "cpu", "asked for"
@@ -42,14 +42,14 @@ def choose(name: str, look: Look) -> tuple[str, str]:
         return "mps", "asked for" if name == "mps" else "Apple's GPU works here"
     why, hint = obstacle
     if name == "mps":
-        raise KitError(f"DEVICE=mps cannot run here: {why}.", hint)
+        raise KitError(f"DEVICE=mps cannot run here: {why}.", *hint)
     return "cpu", why
 
 
-def require_known(variable: str, value: str, valid: tuple[str, ...], hint: str = "") -> None:
+def require_known(variable: str, value: str, valid: tuple[str, ...], *hint: Part) -> None:
     """Raises WrongUsage with the values that there are."""
     if value not in valid:
-        raise WrongUsage(f"{variable}={value} is unknown. Valid: {', '.join(valid)}.", hint)
+        raise WrongUsage(f"{variable}={value} is unknown. Valid: {', '.join(valid)}.", *hint)
 
 
 def mps_obstacle(here: Machine, look: Look) -> Obstacle | None:
@@ -57,22 +57,22 @@ def mps_obstacle(here: Machine, look: Look) -> Obstacle | None:
 
     The library is asked only where everything before it allows MPS.
     """
-    run_cpu = "make run DEVICE=cpu"
+    run_cpu = Command("run", DEVICE="cpu")
     if here.container:
-        return "containers have no Metal", "on the Mac itself, outside the container: make run DEVICE=mps"
+        return "containers have no Metal", ("on the Mac itself, outside the container: ", Command("run", DEVICE="mps"))
     if here.system != "Darwin":
-        return f"MPS is the GPU of Apple Silicon, and this is {here.name}", run_cpu
+        return f"MPS is the GPU of Apple Silicon, and this is {here.name}", (run_cpu,)
     if here.translated:
         return (
             "this Python is x86_64 under Rosetta, which has no MPS",
-            "install an arm64 Python, then: make clean setup PYTHON=/path/to/it",
+            ("install an arm64 Python, then: ", Command("clean setup", PYTHON="/path/to/it")),
         )
     if here.arch != "arm64":
-        return f"this Mac has an Intel processor ({here.arch})", run_cpu
+        return f"this Mac has an Intel processor ({here.arch})", (run_cpu,)
     if here.old_macos():
         return (
             f"MPS needs macOS {machine.OLDEST_MACOS} or later, and this is {here.macos}",
-            f"update macOS, or: {run_cpu}",
+            ("update macOS, or: ", run_cpu),
         )
     return look(here)
 
@@ -80,6 +80,6 @@ def mps_obstacle(here: Machine, look: Look) -> Obstacle | None:
 def no_metal(library: str, here: Machine) -> Obstacle:
     """The obstacle where a library finds no GPU on a Mac that should have one."""
     why = f"{library} finds no Metal device (a sandbox, or a session without a display)"
-    return (
-        "this macOS runs in a virtual machine, which passes no GPU on" if here.virtual else why
-    ), "make run DEVICE=cpu"
+    return ("this macOS runs in a virtual machine, which passes no GPU on" if here.virtual else why), (
+        Command("run", DEVICE="cpu"),
+    )

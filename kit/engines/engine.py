@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 
 from kit.engines.devices import Device
 from kit.engines.request import Request
-from kit.errors import WrongUsage
+from kit.errors import Command, WrongUsage
 from kit.files import Progress, silent
 from kit.models.registry import Model
 
@@ -103,7 +103,8 @@ class Engine(ABC):
             raise WrongUsage(
                 f"the prompt ({len(ids)} tokens) and MAX_NEW_TOKENS={request.max_new_tokens} do not fit into the "
                 f"context of {self.model.name} ({self.model.context} tokens).",
-                f"make run MAX_NEW_TOKENS={room}, or a shorter prompt",
+                Command("run", MAX_NEW_TOKENS=room),
+                ", or a shorter prompt",
             )
         return ids
 

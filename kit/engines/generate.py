@@ -12,7 +12,7 @@ from kit.engines.engine import Engine
 from kit.engines.request import Completion, Request
 from kit.environment import machine
 from kit.environment.machine import Machine
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.files import Progress, silent
 from kit.models import folder as model_folder
 
@@ -50,15 +50,22 @@ def complete(
             raise KitError(
                 f"{request.model.name} does not fit into the memory of {engine.device.name}: "
                 f"{str(error).splitlines()[0]}",
-                "close other programs, ask for fewer MAX_NEW_TOKENS, or: make run MODEL=starter",
+                "close other programs, ask for fewer MAX_NEW_TOKENS, or: ",
+                Command("run", MODEL="starter"),
             ) from error
         raise
+
+
+def prepare(request: Request, on_progress: Progress = silent) -> None:
+    """Writes the file that the request's engine needs, where it is not there. Raises as `complete` does."""
+    model_folder.check(request.model)
+    methods.prepare(request).write_file(on_progress)
 
 
 def _validate(request: Request) -> None:
     methods.check(request)
     if not request.prompt:
-        raise WrongUsage("the prompt is empty.", 'make run PROMPT="The capital of France is"')
+        raise WrongUsage("the prompt is empty.", Command("run", PROMPT="The capital of France is"))
     if request.max_new_tokens < 1:
         raise WrongUsage(f"MAX_NEW_TOKENS={request.max_new_tokens}: at least 1 token is needed.")
     if not 0 <= request.temperature < math.inf:
@@ -72,8 +79,9 @@ def _require_memory(engine: Engine, here: Machine) -> None:
         raise KitError(
             f"{model.name} in {engine.device.number_format} needs {needed / 1e9:.2f} GB of memory, and this container "
             f"has {here.memory / 1e9:.2f} GB.",
-            f"make docker-run MEMORY={needed * 12 // 10**10 + 1}g  (Docker Desktop first: Settings, Resources, Memory)"
-            + ("" if model.name == "starter" else "\n  or: make docker-run MODEL=starter"),
+            Command("docker-run", MEMORY=f"{needed * 12 // 10**10 + 1}g"),
+            "  (Docker Desktop first: Settings, Resources, Memory)",
+            *(() if model.name == "starter" else ("\n  or: ", Command("run", MODEL="starter"))),
         )
 
 

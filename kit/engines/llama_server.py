@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self, TextIO
 
 from kit.environment import machine
-from kit.errors import KitError
+from kit.errors import Command, KitError
 
 PACKAGES = ("xllamacpp", "tokenizers")
 STEP = 256  # llama.cpp rounds a context up to this many tokens
@@ -124,7 +124,8 @@ class LlamaServer:
             self.close()
             raise KitError(
                 f"llama.cpp was asked for {device} and took {self.ran.device} (layers on the GPU: {self.ran.layers}).",
-                "make run METHOD=manual, and please report it",
+                Command("run", METHOD="manual"),
+                ", and please report it",
             )
 
     def _parameters(self, library: Any, path: Path, device: str, context: int) -> Any:
@@ -245,7 +246,11 @@ def _load_error(path: Path, error: str, log: str) -> KitError:
     last = [line.split(" E ", 1)[1].strip() for line in log.splitlines() if " E " in line]
     why = last[0] if last else error
     return KitError(
-        f"llama.cpp could not load {path.name}: {why}", f"remove {path.name}, then: make setup, or make gguf"
+        f"llama.cpp could not load {path.name}: {why}",
+        f"remove {path.name}, then: ",
+        Command("setup"),
+        ", or ",
+        Command("gguf"),
     )
 
 

@@ -9,7 +9,7 @@ from kit.engines.engine import Engine
 from kit.engines.llamacpp_engine import LlamacppEngine
 from kit.engines.request import Request
 from kit.engines.torch_engine import TokenStream, TorchEngine
-from kit.errors import WrongUsage
+from kit.errors import Command, WrongUsage
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -74,13 +74,14 @@ def check(request: Request) -> type[Engine]:
         raise WrongUsage(
             f"{foreign.upper()}={value} is for METHOD={' and '.join(takers)}; {engine.method} takes "
             f"{engine.setting.upper()}.",
-            f"make run METHOD={takers[0]} {foreign.upper()}={value}",
+            Command("run", METHOD=takers[0]),
+            f" {foreign.upper()}={value}",
         )
     devices.require_known(
         engine.setting.upper(),
         getattr(request, engine.setting),
         engine.formats(request.model),
-        f"make run METHOD={engine.method}",
+        Command("run", METHOD=engine.method),
     )
     return engine
 

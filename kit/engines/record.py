@@ -8,7 +8,7 @@ from typing import Any
 from kit import reports
 from kit.engines.request import Completion, Request
 from kit.environment import facts
-from kit.errors import WrongUsage
+from kit.errors import Command, WrongUsage
 from kit.models import registry
 from kit.reports import Difference, Report
 
@@ -48,7 +48,9 @@ def request_of(report: Report) -> Request:
         asked |= {name: came[name] or "auto" for name in ("device", "dtype", "quant")}
         return Request(registry.find(report.content["model"]["name"]), **asked)
     except (KeyError, TypeError) as error:
-        raise WrongUsage(f"the report lacks what a run needs ({error}).", "make run RECORD=1 writes one") from error
+        raise WrongUsage(
+            f"the report lacks what a run needs ({error}).", Command("run", RECORD="1"), " writes one"
+        ) from error
 
 
 def compare(report: Report, now: dict[str, Any]) -> Repetition:

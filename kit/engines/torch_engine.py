@@ -19,7 +19,7 @@ from kit.engines.devices import Device, Obstacle
 from kit.engines.engine import Engine, Generated, Position
 from kit.engines.request import Request
 from kit.environment.machine import Machine
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.formats import llama, safetensors
 from kit.models import folder as model_folder
 from kit.models.registry import Model
@@ -150,9 +150,9 @@ def obstacle(here: Machine) -> Obstacle | None:
     """What torch finds in the way of MPS."""
     import torch
 
-    run_cpu = "make run DEVICE=cpu"
+    run_cpu = (Command("run", DEVICE="cpu"),)
     if not torch.backends.mps.is_built():
-        return "this torch was built without MPS", "make clean setup"
+        return "this torch was built without MPS", (Command("clean setup"),)
     if not torch.backends.mps.is_available():
         return devices.no_metal("torch", here)
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.paths import ROOT
 
 # Each platform: its lock, and what the markers there ask for.
@@ -70,7 +70,7 @@ def this() -> Target:
     name = "macos-arm64" if name == "macos-aarch64" else name
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if name not in PLATFORMS or python not in PYTHONS:
-        raise KitError(f"there is no lock for {system} on {machine} with Python {python}.", "make doctor")
+        raise KitError(f"there is no lock for {system} on {machine} with Python {python}.", Command("doctor"))
     return Target(name, python)
 
 
@@ -82,11 +82,12 @@ def targets(asked: str, python: str) -> list[Target]:
         if name not in PLATFORMS or (version or python) not in PYTHONS:
             raise WrongUsage(
                 f"PLATFORM: {item!r} is none. Platforms: {', '.join(PLATFORMS)}; Pythons: {', '.join(PYTHONS)}.",
-                "make bundle PLATFORM=macos-arm64,linux-x86_64:3.12",
+                Command("bundle", PLATFORM="macos-arm64"),
+                ",linux-x86_64:3.12",
             )
         found.add(Target(name, version or python))
     if not found:
-        raise WrongUsage("PLATFORM names no platform.", "make bundle PLATFORM=linux-x86_64")
+        raise WrongUsage("PLATFORM names no platform.", Command("bundle", PLATFORM="linux-x86_64"))
     return sorted(found, key=str)
 
 

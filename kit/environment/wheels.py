@@ -15,7 +15,7 @@ from pathlib import Path
 
 from kit.environment import lock as locks
 from kit.environment.lock import PLATFORMS, Pin, Target, normal
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.files import sha256
 from kit.paths import ROOT
 
@@ -101,7 +101,9 @@ def brought(names: Iterable[str]) -> list[Path]:
     for name in names:
         wheel = wheel_of(pins[name], target, folder)
         if wheel is None:
-            raise KitError(f"env/wheels/ has no wheel of {name} {pins[name].version} for {target}.", "make bundle has")
+            raise KitError(
+                f"env/wheels/ has no wheel of {name} {pins[name].version} for {target}.", Command("bundle"), " has"
+            )
         found.append(wheel)
     return found
 

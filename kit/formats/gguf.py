@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 
 if TYPE_CHECKING:
     import numpy
@@ -54,11 +54,13 @@ class GgufFile:
         try:
             self._read_header()
         except (struct.error, UnicodeDecodeError, IndexError, KeyError) as error:
-            raise KitError(f"{path} is cut short or damaged ({error}).", "remove it, then: make setup") from error
+            raise KitError(
+                f"{path} is cut short or damaged ({error}).", "remove it, then: ", Command("setup")
+            ) from error
 
     def _read_header(self) -> None:
         if self._bytes[:4] != MAGIC:
-            raise KitError(f"{self.path} is not a GGUF file.", "remove it, then: make setup")
+            raise KitError(f"{self.path} is not a GGUF file.", "remove it, then: ", Command("setup"))
         self._position = 4
         version = self._scalar("I")
         if version not in VERSIONS:
@@ -124,7 +126,7 @@ class GgufFile:
         tensor = self.tensors[name]
         size, row_bytes = self._size(tensor)
         if tensor.offset + size > len(self._bytes):
-            raise KitError(f"{self.path} ends before its tensor {name} does.", "remove it, then: make setup")
+            raise KitError(f"{self.path} ends before its tensor {name} does.", "remove it, then: ", Command("setup"))
         blocks = numpy.frombuffer(self._bytes, dtype=numpy.uint8, count=size, offset=tensor.offset)
         values: numpy.ndarray = dequantize(
             blocks.reshape(*tensor.shape[:-1], row_bytes), GGMLQuantizationType(tensor.block_type)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 
 # tokenizer.ggml.token_type, as llama.h has it (LLAMA_TOKEN_TYPE_…).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -39,7 +39,7 @@ def read(folder: Path, size: int) -> GgufTokenizer:
     model = said["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise KitError(
-            f"{path} is no byte-level BPE tokenizer, and the kit converts no other.", "make run METHOD=manual"
+            f"{path} is no byte-level BPE tokenizer, and the kit converts no other.", Command("run", METHOD="manual")
         )
     pre = _pre_tokenizer(said, path)
     tokens = [f"[UNUSED{token_id}]" for token_id in range(size)]
@@ -73,7 +73,7 @@ def _pre_tokenizer(said: dict[str, Any], path: Path) -> str:
             return "llama-bpe"
     raise KitError(
         f"{path} cuts text in a way that the kit has no name for in llama.cpp ({', '.join(map(str, kinds))}).",
-        "make run METHOD=manual",
+        Command("run", METHOD="manual"),
     )
 
 

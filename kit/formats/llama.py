@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 
 if TYPE_CHECKING:
     import numpy
@@ -33,7 +33,7 @@ def require_llama(config: dict[str, Any], folder: Path) -> None:
     if config.get("model_type") != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
         raise KitError(
             f"{folder / 'config.json'} is not of the Llama architecture without biases; the kit converts no other.",
-            "make run METHOD=manual",
+            Command("run", METHOD="manual"),
         )
 
 
@@ -78,7 +78,7 @@ def tensor_names(tensors: Iterable[str], tied: bool) -> Iterator[tuple[str, str]
         elif parts[:2] == ["model", "layers"] and len(parts) == 4 and parts[3] in layers:
             found.append(((int(parts[2]), parts[3]), f"blk.{parts[2]}.{layers[parts[3]]}.{end}", own))
         else:
-            raise KitError(f"the tensor {own} has no place in llama.cpp's Llama.", "make run METHOD=manual")
+            raise KitError(f"the tensor {own} has no place in llama.cpp's Llama.", Command("run", METHOD="manual"))
     for _, name, own in sorted(found):
         yield name, own
 
@@ -107,7 +107,9 @@ def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     theta = float(said.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
     kind = said.get("rope_type") or said.get("type") or "default"
     if kind not in ("default", "llama3"):
-        raise KitError(f"RoPE scaling of the kind {kind!r} is not what the kit converts.", "make run METHOD=manual")
+        raise KitError(
+            f"RoPE scaling of the kind {kind!r} is not what the kit converts.", Command("run", METHOD="manual")
+        )
     return theta, said if kind == "llama3" else {}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 
 if TYPE_CHECKING:
     import numpy
@@ -46,7 +46,7 @@ def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(length))
         except (OSError, ValueError, struct.error) as error:
-            raise KitError(f"{path} is not a safetensors file ({error}).", "make doctor") from error
+            raise KitError(f"{path} is not a safetensors file ({error}).", Command("doctor")) from error
         for name, entry in header.items():
             if name == "__metadata__":
                 continue

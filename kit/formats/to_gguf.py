@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kit.environment import machine
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.formats import gguf_tokenizer, llama
 from kit.formats.safetensors import SafetensorsFile, as_float32
 
@@ -118,7 +118,7 @@ def _layout(source: SafetensorsFile, config: dict[str, Any], quant: str) -> dict
         shape = source.tensors[own].shape
         if len(shape) > 1 and shape[-1] % block:
             raise KitError(
-                f"{own} has rows of {shape[-1]}, and {quant} takes multiples of {block}.", "make gguf QUANT=bf16"
+                f"{own} has rows of {shape[-1]}, and {quant} takes multiples of {block}.", Command("gguf", QUANT="bf16")
             )
         found[name] = own, 4 * shape[0] if len(shape) == 1 else math.prod(shape) // block * block_bytes
     return found

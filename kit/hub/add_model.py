@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from typing import TYPE_CHECKING
 
 from kit import paths
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.files import locked
 from kit.hub import client as hub
 from kit.hub import download
@@ -60,7 +60,9 @@ class Section:
 def check_names(repo_id: str, name: str) -> None:
     """Raises WrongUsage for names that cannot be, or that are taken."""
     if not REPO_ID.fullmatch(repo_id):
-        raise WrongUsage(f"REPO={repo_id} is not of the form owner/name.", "make add-model REPO=owner/name NAME=short")
+        raise WrongUsage(
+            f"REPO={repo_id} is not of the form owner/name.", Command("add-model", REPO="owner/name", NAME="short")
+        )
     if not NAME.fullmatch(name) or ".." in name:
         raise WrongUsage(f"NAME={name}: small letters, digits, dots and dashes, please.")
     if name in registry.read():

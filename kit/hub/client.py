@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kit.errors import KitError, keep_secret
+from kit.errors import Command, KitError, keep_secret
 from kit.hub import errors as hub_errors
 from kit.models.registry import Model
 from kit.net import errors as network_errors
@@ -129,7 +129,8 @@ def check_form(token: Token) -> None:
     if fault:
         raise KitError(
             f"the token in {token.source} {fault}.",
-            f"copy it whole from {TOKEN_PAGE} (it is shown once; make another if it is gone), then: make login",
+            f"copy it whole from {TOKEN_PAGE} (it is shown once; make another if it is gone), then: ",
+            Command("login"),
         )
 
 

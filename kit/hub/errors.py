@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.models.registry import Model
 from kit.net import errors as network_errors
 from kit.net.errors import Refusal, chain
 
-STARTER = "meanwhile: make run MODEL=starter"
+STARTER = "\n  meanwhile: ", Command("run", MODEL="starter")
 TOKEN_PAGE = "https://huggingface.co/settings/tokens"
 
 
@@ -91,47 +91,55 @@ def explain_refusal(refusal: Refusal, model: Model | None = None) -> KitError:
 def _link_refused(refusal: HubRefusal) -> KitError:
     return KitError(
         f"{refusal.host}, where the Hub keeps its files, refused the link to one ({refusal.status}).",
-        "check this machine's clock (date) and whether a firewall is in the way (make doctor), then the same command "
-        "again",
+        "check this machine's clock (date) and whether a firewall is in the way (",
+        Command("doctor"),
+        "), then the same command again",
     )
 
 
 def _no_token(refusal: HubRefusal) -> KitError:
     return KitError(
         f"{refusal.name} is gated, and no token was sent.",
-        f"1. accept the licence at {refusal.page}\n"
-        f"  2. make a token that reads gated models: {TOKEN_PAGE}/new?canReadGatedRepos=true&tokenType=fineGrained\n"
-        "  3. cp .env.example .env && chmod 600 .env, write it behind HF_TOKEN=, then: make login\n"
-        f"  {STARTER}",
+        f"1. accept the licence at {refusal.page}\n  2. make a token that reads gated models: "
+        f"{TOKEN_PAGE}/new?canReadGatedRepos=true&tokenType=fineGrained\n",
+        "  3. cp .env.example .env && chmod 600 .env, write it behind HF_TOKEN=, then: ",
+        Command("login"),
+        *STARTER,
     )
 
 
 def _pending(refusal: HubRefusal) -> KitError:
     return KitError(
         f"the request for {refusal.name} is waiting for its owners' approval.",
-        f"wait (minutes to a day; {refusal.page} shows the state), then: make login\n  {STARTER}",
+        f"wait (minutes to a day; {refusal.page} shows the state), then: ",
+        Command("login"),
+        *STARTER,
     )
 
 
 def _not_accepted(refusal: HubRefusal) -> KitError:
     return KitError(
         f"the token is valid, but its account has no access to {refusal.name} yet (403, gated).",
-        f"accept the licence at {refusal.page} (same account), then: make login\n  {STARTER}",
+        f"accept the licence at {refusal.page} (same account), then: ",
+        Command("login"),
+        *STARTER,
     )
 
 
 def _no_gated_permission(refusal: HubRefusal) -> KitError:
     return KitError(
         f"the token may not read {refusal.name}: it is fine-grained, without the permission for gated repositories.",
-        f"tick «Read access to contents of all public gated repos you can access» at {TOKEN_PAGE}, then: make login\n"
-        f"  {STARTER}",
+        f"tick «Read access to contents of all public gated repos you can access» at {TOKEN_PAGE}, then: ",
+        Command("login"),
+        *STARTER,
     )
 
 
 def _rejected(_refusal: HubRefusal) -> KitError:
     return KitError(
         "the Hub rejects the token (401): it was revoked, has expired, or is not whole.",
-        f"make another at {TOKEN_PAGE}, write it into .env, then: make login",
+        f"make another at {TOKEN_PAGE}, write it into .env, then: ",
+        Command("login"),
     )
 
 

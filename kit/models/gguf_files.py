@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit import paths
-from kit.errors import KitError, WrongUsage
-from kit.files import Progress, locked, sha256, silent
+from kit.errors import Command, WrongUsage
+from kit.files import Progress, beside, sha256, silent, staged
 from kit.formats import llama, to_gguf
 from kit.formats.gguf import GgufFile
 from kit.models import folder as model_folder
@@ -54,7 +50,8 @@ def choose(model: Model, quant: str) -> Quant:
     """The file for what was asked: `auto` is the one that the model ships, else bf16. Raises WrongUsage."""
     if quant not in names(model):
         raise WrongUsage(
-            f"QUANT={quant} is unknown. Valid: {', '.join(names(model))}.", "make run METHOD=llamacpp QUANT=bf16"
+            f"QUANT={quant} is unknown. Valid: {', '.join(names(model))}.",
+            Command("run", METHOD="llamacpp", QUANT="bf16"),
         )
     shipped = _shipped(model)
     if shipped and quant in ("auto", SHIPPED):
@@ -92,24 +89,32 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
     if is_here(model, quant):
         return False
     what = f"writing {quant.path.name}"
-    lock = paths.MODELS / f".{quant.path.name}.lock"
-    try:
-        with locked(lock, lambda: on_progress(f"waiting for another process: {what}", 0)):
-            if is_here(model, quant):
-                return False
-            _write(model, quant, lambda share: on_progress(what, share))
-            return True
-    except OSError as error:
-        raise KitError(
-            f"{quant.path.name} could not be written: {error.strerror or error}.",
-            f"it needs {_need(model, quant) / 1e9:.2f} GB in models/{model.name}/, and to be allowed to write there; "
-            f"then: {repair(model, quant)}",
-        ) from error
+
+    def wait() -> None:
+        on_progress(f"waiting for another process: {what}", 0)
+
+    again = (Command("gguf", MODEL=model.name, QUANT=quant.name),)
+    need = size(model, quant) + MARGIN
+    with staged(quant.path.name, quant.path, again, lambda: is_here(model, quant), need, wait) as partial:
+        if partial is None:
+            return False
+        quant.stamp.unlink(missing_ok=True)
+        to_gguf.convert(
+            model.folder,
+            model_folder.weights(model),
+            model.title,
+            quant.name,
+            partial,
+            lambda share: on_progress(what, share),
+        )
+        digest = sha256(partial)
+    _write_stamp(model, quant, digest)
+    return True
 
 
 def size(model: Model, quant: Quant) -> int:
     """The file's bytes; of one that is not written yet, about as many as it will have."""
-    return quant.path.stat().st_size if quant.path.exists() else int(model.weights * SHARES[quant.name])
+    return quant.path.stat().st_size if quant.path.exists() else int(model.weights * SHARES.get(quant.name, 1))
 
 
 def bytes_per_token(model: Model, quant: Quant) -> int:
@@ -125,34 +130,6 @@ def digest(quant: Quant, model: Model) -> str:
     return pinned.get(quant.path.name) or str(_read_stamp(quant).get("sha256", ""))
 
 
-def repair(model: Model, quant: Quant) -> str:
-    """The command that writes the file."""
-    return f"make gguf MODEL={model.name} QUANT={quant.name}"
-
-
-def _write(model: Model, quant: Quant, on_progress: Callable[[float], None]) -> None:
-    partial = model.folder / f".{quant.path.name}.partial"
-    partial.unlink(missing_ok=True)  # of one that was killed
-    free = shutil.disk_usage(model.folder).free
-    if free < _need(model, quant):
-        raise KitError(
-            f"{quant.path.name} needs {_need(model, quant) / 1e9:.2f} GB on disk, and {free / 1e9:.2f} GB are free.",
-            f"free some room, then: {repair(model, quant)}",
-        )
-    quant.stamp.unlink(missing_ok=True)
-    try:
-        to_gguf.convert(model.folder, model_folder.weights(model), model.title, quant.name, partial, on_progress)
-        digest = sha256(partial)
-        partial.replace(quant.path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _write_stamp(model, quant, digest)
-
-
-def _need(model: Model, quant: Quant) -> int:
-    return int(model.weights * SHARES[quant.name]) + MARGIN
-
-
 def _source(model: Model) -> dict[str, Any]:
     """What the file depends on: another one of these, and it is written anew."""
     files = {file.path: file.sha256 for file in model.files if file.path.endswith((".safetensors", ".json", ".jinja"))}
@@ -162,10 +139,9 @@ def _source(model: Model) -> dict[str, Any]:
 def _write_stamp(model: Model, quant: Quant, digest: str) -> None:
     status = quant.path.stat()
     said = {"sha256": digest, "size": status.st_size, "seen": [status.st_size, status.st_mtime_ns]}
-    partial = quant.stamp.with_name(f"{quant.stamp.name}.{os.getpid()}")
-    with contextlib.suppress(OSError):  # a folder that cannot be written does without: it is hashed each time
+    # A folder that cannot be written does without: the file is hashed each time.
+    with contextlib.suppress(OSError), beside(quant.stamp) as partial:
         partial.write_text(json.dumps({**said, "source": _source(model)}), encoding="utf-8")
-        partial.replace(quant.stamp)
 
 
 def _read_stamp(quant: Quant) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.models.registry import Model
 
 
@@ -55,5 +55,6 @@ def require_licences(model: Model, present: Iterable[str]) -> None:
         raise KitError(
             f"{model.name} may only be handed on with its licence, and {', '.join(f'{folder}/{p}' for p in absent)} "
             "is not here.",
-            f"make download MODEL={model.name}  (it fetches what is missing), or leave {model.name} out of MODEL=",
+            Command("download", MODEL=model.name),
+            f"  (it fetches what is missing), or leave {model.name} out of MODEL=",
         )

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit import paths
-from kit.errors import KitError
-from kit.files import locked
+from kit.errors import Command
+from kit.files import Progress, silent, staged
 from kit.formats import from_gguf, llama, safetensors
 from kit.models import folder as model_folder
 from kit.models import registry, starter
@@ -68,50 +67,29 @@ CONFIG: dict[str, Any] = {
 # The tokenizer is the starter's, padded; so is its licence.
 COPIED = ("generation_config.json", "tokenizer_config.json", "LICENSE")
 
-Progress = Callable[[str, float], None]
 
-
-def ensure(model: Model, on_progress: Progress = lambda what, share: None) -> None:
+def ensure(model: Model, on_progress: Progress = silent) -> None:
     """Makes the model's folder whole. Needs the starter model, and no network.
 
     Safe to interrupt and to run twice at once. Raises KitError.
     """
-    if model_folder.is_whole(model):
+
+    def is_whole() -> bool:
+        return model_folder.is_whole(model)
+
+    def wait() -> None:
+        on_progress(f"waiting for another process that makes {model.name}", 0)
+
+    if is_whole():
         return
     starter.ensure(on_progress)
-    lock = paths.MODELS / f".{model.name}.lock"
-    try:
-        with locked(lock, lambda: on_progress(f"waiting for another process that makes {model.name}", 0)):
-            if not model_folder.is_whole(model):
-                _make(model, on_progress)
-    except OSError as error:
-        raise KitError(
-            f"{model.name} could not be written: {error.strerror or error}.",
-            f"it needs {model.peak_disk / 1e9:.2f} GB in {paths.MODELS}, and to be allowed to write there; "
-            f"then: {model_folder.repair(model).splitlines()[0]}",
-        ) from error
-
-
-def _make(model: Model, on_progress: Progress) -> None:
-    partial = paths.MODELS / f".{model.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        free = shutil.disk_usage(partial).free
-        if free < model.peak_disk:
-            raise KitError(
-                f"{model.name} needs {model.peak_disk / 1e9:.2f} GB on disk, and {free / 1e9:.2f} GB are free.",
-                f"free some room, then: {model_folder.repair(model).splitlines()[0]}",
-            )
-        write(
-            partial,
-            registry.find(starter.NAME).folder,
-            CONFIG,
-            lambda share: on_progress(f"making {model.name}", share),
-        )
-        model_folder.move_into_place(model, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    again = (Command("download", MODEL=model.name),)
+    with staged(model.name, model.folder, again, is_whole, model.peak_disk, wait) as partial:
+        if partial:
+            partial.mkdir()
+            tokenizer = registry.find(starter.NAME).folder
+            write(partial, tokenizer, CONFIG, lambda share: on_progress(f"making {model.name}", share))
+            model_folder.move_into_place(model, partial)
 
 
 def write(

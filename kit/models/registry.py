@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import paths
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 
 RESTORE = "mend it, or get it back: git checkout env/models.toml"
 
@@ -108,7 +108,7 @@ def find(name: str) -> Model:
     """The model called `name`. Raises WrongUsage with the names that there are."""
     models = read()
     if name not in models:
-        raise WrongUsage(f"there is no model {name!r}. Models: {', '.join(models)}.", "make run MODEL=starter")
+        raise WrongUsage(f"there is no model {name!r}. Models: {', '.join(models)}.", Command("run", MODEL="starter"))
     return models[name]
 
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from kit.errors import KitError
 
 SAME_AGAIN = "then the same command again"
+SET_CLOCK = (f"check this machine's clock (date), {SAME_AGAIN}",)
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
@@ -127,9 +128,7 @@ def _explain_tls(where: str, text: str) -> KitError:
     except KitError as error:
         return error
     if "not yet valid" in text or "expired" in text:
-        return KitError(
-            f"the certificate of {where} is not valid now.", f"check this machine's clock (date), {SAME_AGAIN}"
-        )
+        return KitError(f"the certificate of {where} is not valid now.", *SET_CLOCK)
     named = os.environ.get("SSL_CERT_FILE")
     return KitError(
         f"the certificate of {where} was refused (TLS).",

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.files import sha256
 
 SUMS, README = "SHA256SUMS", "README"
@@ -77,7 +77,9 @@ def check_digest(content: bytes, wanted: str) -> None:
         raise KitError(
             f"the bundle is refused: {SUMS} has the digest {digest(content)}, and SHA256= says {wanted.lower()}. "
             "Nothing of it was installed.",
-            "SHA256= is what `make bundle` printed for this very bundle: ask whoever made it",
+            "SHA256= is what `",
+            Command("bundle"),
+            "` printed for this very bundle: ask whoever made it",
         )
 
 

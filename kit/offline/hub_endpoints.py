@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.models import folder as model_folder
 from kit.models.registry import Model, ModelFile
 from kit.offline import http_server
@@ -185,7 +185,7 @@ class ServedModel:
 def served(model: Model) -> ServedModel:
     """A model of the registry, from its folder. Raises KitError where it is not whole, or is not on the Hub."""
     if model.repo_id is None:
-        raise KitError(f"the model {model.name} does not come from the Hub.", "make setup fetches it")
+        raise KitError(f"the model {model.name} does not come from the Hub.", Command("setup"), " fetches it")
     model_folder.check(model)
     return served_folder(model.repo_id, model.revision, model.folder, model.files)
 

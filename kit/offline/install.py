@@ -6,7 +6,6 @@ is taken has been proved.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,8 @@ from kit import paths
 from kit.environment import lock as locks
 from kit.environment import wheels
 from kit.environment.lock import Target
-from kit.errors import KitError
-from kit.files import locked, sha256
+from kit.errors import Command, Hint, KitError
+from kit.files import require_room, sha256, staged
 from kit.models import folder as model_folder
 from kit.models import licence, registry
 from kit.models.registry import Model
@@ -25,6 +24,7 @@ from kit.offline.bundle import Sums
 from kit.offline.sources import NotHandedOut, OnBytes, Source
 
 MARGIN = 50_000_000  # bytes that stay free
+AGAIN: Hint = ("the same command, which goes on where it stopped",)
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,11 @@ def _absent(what: str, sums: Sums, target: Target) -> KitError:
     fitting = _targets(sums)
     if fitting:
         here = [other.python for other in fitting if other.platform == target.platform]
-        other_python = f"make setup PYTHON=python{here[0]} BUNDLE=…, or " if here else ""
+        other_python = (Command("setup", PYTHON=f"python{here[0]}", BUNDLE="…"), ", or ") if here else ()
         return KitError(
             f"the bundle has no wheel of {what} for {target}: it is for {', '.join(map(str, fitting))}.",
-            f"{other_python}ask for a bundle with PLATFORM={target}",
+            *other_python,
+            f"ask for a bundle with PLATFORM={target}",
         )
     return KitError(
         f"the bundle has no wheel of {what}, which {target.lock} asks for: it was made of another commit.",
@@ -130,24 +131,19 @@ def carry_out(
     on_wait: Callable[[], None] = lambda: None,
 ) -> int:
     """Brings what is not here yet; the bytes that were. Raises KitError: then nothing appeared under its name."""
-    try:
-        with locked(paths.MODELS / ".bundle.lock", on_wait):
-            wanted = {item: size for item in taken.items if (size := _wanted(item, source, taken)) is not None}
-            _check_disk(wanted)
-            on_total(sum(wanted.values()))
-            for item in wanted:
-                item.target.parent.mkdir(parents=True, exist_ok=True)
-                source.bring(item.path, item.sha256, item.partial, on_bytes)
-            for item in wanted:
-                item.partial.replace(item.target)
-            for name in taken.models:
-                model_folder.write_stamp(registry.find(name))
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        raise KitError(
-            f"what comes from the bundle could not be copied: {error.strerror or error}{where}.",
-            "free some room, check who owns models/ and env/wheels/, and the stick; then the same command goes on",
-        ) from error
+    with staged("what comes from the bundle", paths.MODELS / "bundle", AGAIN, on_wait=on_wait):
+        wanted = {item: size for item in taken.items if (size := _wanted(item, source, taken)) is not None}
+        there = sum(item.partial.stat().st_size for item in wanted if item.partial.is_file())
+        if wanted:
+            require_room("what comes from the bundle", paths.ROOT, sum(wanted.values()) - there + MARGIN, AGAIN)
+        on_total(sum(wanted.values()))
+        for item in wanted:
+            item.target.parent.mkdir(parents=True, exist_ok=True)
+            source.bring(item.path, item.sha256, item.partial, on_bytes)
+        for item in wanted:
+            item.partial.replace(item.target)
+        for name in taken.models:
+            model_folder.write_stamp(registry.find(name))
     return sum(wanted.values())
 
 
@@ -164,15 +160,3 @@ def _wanted(item: Item, source: Source, taken: Plan) -> int | None:
         taken.notes.append(refused.message)
         taken.models.pop(name)
         return None
-
-
-def _check_disk(wanted: dict[Item, int]) -> None:
-    """Raises KitError before the first byte where there is no room."""
-    there = sum(item.partial.stat().st_size for item in wanted if item.partial.is_file())
-    needed = sum(wanted.values()) - there + MARGIN
-    free = shutil.disk_usage(paths.ROOT).free
-    if wanted and free < needed:
-        raise KitError(
-            f"what comes from the bundle needs {needed / 1e9:.2f} GB on this disk, and {free / 1e9:.2f} GB are free.",
-            "free some room, then the same command",
-        )

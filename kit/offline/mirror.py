@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 from kit.environment import lock as locks
 from kit.environment import wheels
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.models import licence, registry
 from kit.models.registry import Model, ModelFile
 from kit.offline import bundle, http_server, hub_endpoints
@@ -50,7 +50,10 @@ def shelf(folder: Path, allow_gated: bool = False, on_bytes: Callable[[int], Non
     if not (folder / bundle.SUMS).exists():
         raise KitError(
             f"{folder} is no bundle: it has no {bundle.SUMS}.",
-            "ls -d dist/*/ and name one of these: make mirror BUNDLE=dist/…; where there is none: make bundle",
+            "ls -d dist/*/ and name one of these: ",
+            Command("mirror", BUNDLE="dist/…"),
+            "; where there is none: ",
+            Command("bundle"),
         )
     content = bundle.read_sums(folder)
     sums = bundle.parse_sums(content)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import quote, urlsplit
 
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, Hint, KitError, WrongUsage
 from kit.net import errors as network_errors
 from kit.net import get, transfer
 from kit.net.get import Remote
@@ -91,7 +91,9 @@ class Tar:
     def read_sums(self) -> bytes:
         member = self._members.get(bundle.SUMS)
         if member is None or member.size > bundle.SUMS_LIMIT:
-            raise KitError(f"the tar is no bundle: there is no {bundle.SUMS} in it.", "name what `make bundle` wrote")
+            raise KitError(
+                f"the tar is no bundle: there is no {bundle.SUMS} in it.", "name what `", Command("bundle"), "` wrote"
+            )
         self._file.seek(member.offset_data)
         return self._file.read(member.size)
 
@@ -209,7 +211,7 @@ class Mirror:
         except NotHandedOut:
             raise
         except KitError as error:
-            raise KitError(error.message, self._hint()) from error
+            raise KitError(error.message, *self._hint()) from error
 
     def _remote(self, path: str, size: int = 0, sha256: str = "") -> Remote:
         return Remote(f"{self.address}/{quote(path)}", path, size, sha256, pinned_by=f"the bundle's {bundle.SUMS}")
@@ -221,18 +223,21 @@ class Mirror:
         if path == bundle.SUMS:
             return KitError(
                 f"{self.address} is no bundle: it answers {error.code} for {bundle.SUMS}.",
-                "type the address as `make mirror` printed it",
+                "type the address as `",
+                Command("mirror"),
+                "` printed it",
             )
         return KitError(f"{host} answers {error.code} for {path}.", "tell the mirror's keeper")
 
     def _unreached(self, error: Exception) -> KitError:
-        return KitError(network_errors.explain(error, self.address).message, self._hint())
+        return KitError(network_errors.explain(error, self.address).message, *self._hint())
 
-    def _hint(self) -> str:
+    def _hint(self) -> Hint:
         host = urlsplit(self.address).hostname
         if network_errors.proxy_for(self.address):
-            return f"a mirror in the room needs no proxy: NO_PROXY={host}, then the same command"
-        return "check the address, and that `make mirror LISTEN=…` runs there; then the same command"
+            return (f"a mirror in the room needs no proxy: NO_PROXY={host}, then the same command",)
+        runs = Command("mirror", LISTEN="…")
+        return "check the address, and that `", runs, "` runs there; then the same command"
 
 
 def is_address(place: str) -> bool:
@@ -249,11 +254,13 @@ def check_address(address: str) -> str:
     if not good or parts.username or parts.password or parts.query or parts.fragment:
         raise WrongUsage(
             "BUNDLE= is not the address of a mirror (http://host:port, without user, password or query).",
-            "make setup BUNDLE=http://192.168.1.10:8080",
+            Command("setup", BUNDLE="http://192.168.1.10:8080"),
         )
     if parts.path.endswith(".tar"):
         raise WrongUsage(
             "BUNDLE= is the address of a tar, which would have to be fetched whole.",
-            "curl -O it, then: make setup BUNDLE=<file>.tar; or name a mirror's address",
+            "curl -O it, then: ",
+            Command("setup", BUNDLE="<file>.tar"),
+            "; or name a mirror's address",
         )
     return address.rstrip("/")

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from kit import paths
 from kit.environment import lock as locks
 from kit.environment import wheels
 from kit.environment.lock import Target
-from kit.errors import KitError
-from kit.files import locked, sha256
+from kit.errors import Hint, KitError
+from kit.files import Progress, require_room, sha256, silent, staged
 from kit.models import folder as model_folder
 from kit.models import licence
 from kit.models.registry import Model
@@ -32,7 +32,7 @@ WHEELS_BYTES = 320_000_000
 MARGIN = 50_000_000  # bytes that stay free
 EPOCH = 315_532_800  # 1980-01-01: the time of every file in the tar
 
-Progress = Callable[[str, float], None]
+AGAIN: Hint = ("the same command, which goes on where it stopped",)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Made:
     size: int
 
 
-def make(models: Iterable[Model], targets: Iterable[Target], on_progress: Progress = lambda what, share: None) -> Made:
+def make(models: Iterable[Model], targets: Iterable[Target], on_progress: Progress = silent) -> Made:
     """Makes the bundle of the commit that is checked out. Raises KitError; safe to interrupt and to run again."""
     models = sorted(models, key=lambda model: model.name)
     targets = sorted(set(targets), key=str)
@@ -53,16 +53,13 @@ def make(models: Iterable[Model], targets: Iterable[Target], on_progress: Progre
     for model in models:
         model_folder.check(model)
         licence.require_licences(model, [path.name for path in model.folder.iterdir()])
-    dist = paths.ROOT / "dist"
-    folder = dist / f"base-model-kit-{commit[:12]}"
-    try:
-        with locked(dist / ".bundle.lock", lambda: on_progress("waiting for another bundle that is made here", 0)):
-            return _Work(folder, commit, models, targets, on_progress).run()
-    except OSError as error:
-        raise KitError(
-            f"{error.filename or 'dist/'} cannot be written: {error.strerror or error}.",
-            "free some room, or check who owns it; then the same command goes on",
-        ) from error
+    folder = paths.DIST / f"base-model-kit-{commit[:12]}"
+
+    def wait() -> None:
+        on_progress("waiting for another bundle that is made here", 0)
+
+    with staged("the bundle", paths.DIST / "bundle", AGAIN, on_wait=wait):
+        return _Work(folder, commit, models, targets, on_progress).run()
 
 
 def clean_commit() -> str:
@@ -136,12 +133,7 @@ class _Work:
         size = sum(model.size for model in self.models)
         copied = 0 if self.partial.stat().st_dev == paths.MODELS.stat().st_dev else size
         needed = 2 * fetching + have + size + copied + MARGIN
-        free = shutil.disk_usage(self.partial).free
-        if free < needed:
-            raise KitError(
-                f"the bundle needs {needed / 1e9:.2f} GB on this disk, and {free / 1e9:.2f} GB are free.",
-                "free some room, then the same command",
-            )
+        require_room("the bundle", self.partial, needed, AGAIN)
 
     def _write_kit(self) -> None:
         place = self.partial / bundle.KIT
@@ -198,7 +190,7 @@ class _Work:
                 if sums[f"{bundle.MODELS}/{model.name}/{file.path}"] != file.sha256:
                     raise KitError(
                         f"models/{model.name}/{file.path} is altered: its sha256 is not the pinned one.",
-                        model_folder.repair(model),
+                        *model_folder.repair(model),
                     )
         return sums
 

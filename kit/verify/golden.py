@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.models.registry import Model
 from kit.paths import ROOT
 
@@ -75,7 +75,8 @@ def require_meaning(model: Model) -> None:
     """Raises WrongUsage for random weights: what they say is right whatever it is."""
     if model.is_random:
         raise WrongUsage(
-            f"{model.name} is {model.title}: there is nothing to verify in what it says.", "make verify MODEL=starter"
+            f"{model.name} is {model.title}: there is nothing to verify in what it says.",
+            Command("verify", MODEL="starter"),
         )
 
 
@@ -92,7 +93,8 @@ def read(model: Model) -> Golden:
     except FileNotFoundError:
         raise KitError(
             f"there is no reference for {model.name} yet: the first person with its weights records one.",
-            f"make verify MODEL={model.name} RECORD=1, and commit env/golden/{model.name}.json",
+            Command("verify", MODEL=model.name, RECORD="1"),
+            f", and commit env/golden/{model.name}.json",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KitError(
@@ -101,7 +103,8 @@ def read(model: Model) -> Golden:
     if (found.revision, found.files) != (model.revision, files_of(model)):
         raise KitError(
             f"env/golden/{path.name} is the reference of other files than env/models.toml pins for {model.name}.",
-            f"make verify MODEL={model.name} RECORD=1 FORCE=1, where the change of the model was meant",
+            Command("verify", MODEL=model.name, RECORD="1", FORCE="1"),
+            ", where the change of the model was meant",
         )
     return found
 

@@ -14,7 +14,7 @@ from kit.engines import methods
 from kit.engines.engine import Engine
 from kit.engines.request import Request
 from kit.environment import facts as environment
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.files import Progress, silent
 from kit.models import folder as model_folder
 from kit.models.registry import Model
@@ -152,7 +152,9 @@ def record(model: Model, force: bool = False, on_progress: Progress = silent) ->
     if path.exists() and not force:
         raise WrongUsage(
             f"env/golden/{path.name} is there already, and others compare with it.",
-            f"make verify MODEL={model.name}, or, to replace it: make verify MODEL={model.name} RECORD=1 FORCE=1",
+            Command("verify", MODEL=model.name),
+            ", or, to replace it: ",
+            Command("verify", MODEL=model.name, RECORD="1", FORCE="1"),
         )
     model_folder.verify(model)
     engine = methods.prepare(Request(model, method=methods.REFERENCE.method, device="cpu", dtype=FLOAT32))

@@ -1,0 +1,100 @@
+"""What is written from the table of variables in kit/settings.py: one row there, and everything else follows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from kit import settings
+from kit.errors import Command, KitError
+from kit.paths import ROOT
+from kit.settings import VARIABLES
+from scripts import cli
+
+# What the container gets besides, to say its messages as they are typed outside.
+FOR_MESSAGES = ("KIT_TYPED", "KIT_PROMPT_NAME", "KIT_CONTAINER=1")
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Change nothing; fail where something is not as the table has it.")
+def variables(check: bool) -> None:
+    """Write env/variables.mk, .env.example, and the parts of docker-compose.yml and README.md that list variables."""
+    behind = [path for path, text in written().items() if path.read_text(encoding="utf-8") != text]
+    if check and behind:
+        names = ", ".join(str(path.relative_to(ROOT)) for path in behind)
+        raise KitError(f"not as the table of variables in kit/settings.py has it: {names}.", Command("variables"))
+    for path in behind:
+        path.write_text(written()[path], encoding="utf-8")
+        cli.note(f"{path.relative_to(ROOT)} is written")
+
+
+def written() -> dict[Path, str]:
+    """Each file, as it should be."""
+    compose, readme = ROOT / "docker-compose.yml", ROOT / "README.md"
+    return {
+        ROOT / "env" / "variables.mk": makefile(),
+        ROOT / ".env.example": example(),
+        compose: environment(compose.read_text(encoding="utf-8")),
+        readme: table(readme.read_text(encoding="utf-8")),
+    }
+
+
+def makefile() -> str:
+    """What the Makefile includes and the shell looks names up in."""
+    lines = ["# Written by `make variables` from the table in kit/settings.py: do not edit."]
+    lines += [f"settings := {_names(v for v in VARIABLES if v.verbs and not v.typed)}"]
+    lines += [f"typed := {_names(v for v in VARIABLES if v.typed)}"]
+    lines += ["# What may stand in .env and has to be known before there is a container."]
+    lines += [f"before-container := {_names(v for v in VARIABLES if v.shell)}"]
+    lines += ["# For `make help`."]
+    verbs = dict.fromkeys(verb for variable in VARIABLES for verb in variable.verbs.split())
+    sisters = [f"docker-{verb}" for verb in settings.CONTAINER_VERBS if verb in verbs]
+    lines += [f"takes-{verb} := {_names(settings.taken_by(verb))}" for verb in [*verbs, *sisters] if verb != "docker"]
+    return "\n".join(lines) + "\n"
+
+
+def _names(listed: object) -> str:
+    return " ".join(variable.name for variable in listed)  # type: ignore[attr-defined]
+
+
+def example() -> str:
+    """.env.example"""
+    head = """\
+# cp .env.example .env && chmod 600 .env
+# NAME=value, bare: no quotes, no blanks around =, comments on lines of their own.
+# What is on the command line (make run MODEL=starter) or in the environment counts before what is here.
+"""
+    parts = []
+    for variable in VARIABLES:
+        if variable.example:
+            about = "".join(f"# {line}\n" for line in variable.about.split("\n") if line)
+            parts.append(("\n" if about else "") + about + variable.example + "\n")
+    return head + "".join(parts)
+
+
+def environment(compose: str) -> str:
+    """docker-compose.yml with the names that every service gets: by name, so the value of whoever calls."""
+    names = [*(v.name for v in VARIABLES if v.container), *FOR_MESSAGES]
+    lines = "".join(f"  - {name}\n" for name in names)
+    return re.sub(r"(?<=^x-settings: &settings\n)(  - .*\n)+", lambda _: lines, compose, count=1, flags=re.MULTILINE)
+
+
+def table(readme: str) -> str:
+    """README.md with the variables of each verb that has a row of its own."""
+
+    def row(found: re.Match[str]) -> str:
+        names = _names(settings.taken_by(found["verb"]))
+        return f"{found['head']}(`{names}`){found['tail']}"
+
+    return re.sub(
+        r"^(?P<head>\| `make (?P<verb>[a-z-]+)` \|.*)\(`[A-Z][A-Z_ 0-9]*`\)(?P<tail>.* \|)$",
+        row,
+        readme,
+        flags=re.MULTILINE,
+    )
+
+
+if __name__ == "__main__":
+    cli.main(variables)
