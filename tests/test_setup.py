@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from kit.paths import ROOT
 from tests import answers
 from tests.conftest import Done, clean_environment, copy_kit, run_command
 
