@@ -51,7 +51,7 @@ run: $(starter) ## One completion, streamed
 
 .PHONY: test
 test: development $(starter) ## The tests (a few minutes, no internet)
-	@$(python) -m pytest -q -n auto --dist loadfile -m "not slow" tests
+	@$(python) -m pytest -q -n auto --dist worksteal -m "not slow" tests
 
 ##@ Set up
 
@@ -132,7 +132,7 @@ docker-download: ## The same as download
 	@sh env/docker.sh download
 
 .PHONY: docker-test
-docker-test: ## The tests, in the container
+docker-test: ## The tests of what the container has its own of, in it
 	@sh env/docker.sh test
 
 ##@ Maintain
@@ -156,7 +156,7 @@ lint: development ## ruff, mypy, sh -n, the table of variables, and no token in 
 
 .PHONY: test-slow
 test-slow: development $(starter) ## What takes minutes: set-up from nothing, and what can go wrong in it
-	@$(python) -m pytest -q -m slow tests
+	@$(python) -m pytest -q -n auto --maxprocesses 3 --dist loadgroup -m slow tests
 
 .PHONY: clean
 clean: ## Removes .venv and caches

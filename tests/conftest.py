@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from kit.models import folder as model_folder
 from kit.models import registry
 from kit.models.registry import Model
 from kit.paths import ROOT
+from tests import warm
 
 # What the caller's environment, make, and other tools may hold that would decide about a test.
 FOREIGN = {variable.name for variable in settings.VARIABLES if variable.verbs}
@@ -53,7 +54,7 @@ def run_command(
     timeout: int = 240,
 ) -> Done:
     done = subprocess.run(
-        command,
+        warm.command(command, env or {}),
         cwd=cwd,
         env=clean_environment() | ({} if cwd == ROOT else {"KIT_DOTENV": ""}) | (env or {}),
         input=stdin,
@@ -113,23 +114,47 @@ def own_files() -> list[str]:
     if (ROOT / ".git").exists():
         listed = run_command(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]).out
         return [name for name in listed.split("\0") if name]
-    generated = {".venv", "models", "reports", "dist", "__pycache__", ".pytest_cache"}
-    return [
-        str(path.relative_to(ROOT))
-        for path in ROOT.rglob("*")
-        if path.is_file() and path.suffix != ".whl" and not generated & set(path.relative_to(ROOT).parts)
-    ]
+    generated = {".venv", "models", "reports", "dist", ".pytest_cache"}
+    files = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and path.suffix != ".whl"]
+    return [str(path) for path in files if path.parts[0] not in generated and "__pycache__" not in path.parts]
 
 
-@pytest.fixture
-def kit_copy(tmp_path: Path) -> Path:
-    """A copy of the kit whose starter model is whole, in files of its own, so that a test may break them."""
-    folder = copy_kit(tmp_path / "kit")
-    (folder / "models").mkdir()
-    # Not the GGUF files that were written from it: a test makes its own.
+@pytest.fixture(scope="session")
+def kit_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `kit_copy` is copied from: the kit, and the starter without the GGUF files that were written from it."""
+    folder = copy_kit(tmp_path_factory.mktemp("once") / "kit")
     written = shutil.ignore_patterns("*-bf16.gguf*", "*-q8_0.gguf*", "*-q4_0.gguf*")
     shutil.copytree(ROOT / "models" / "starter", folder / "models" / "starter", ignore=written)
     return folder
+
+
+@pytest.fixture
+def kit_copy(tmp_path: Path, kit_once: Path) -> Iterator[Path]:
+    """A copy of the kit whose starter model is whole, in files of its own, so that a test may break them: but for the
+    two large ones, which all copies share until a test asks for `own_file`."""
+    weights = kit_once / "models" / "starter" / "model.safetensors"
+    before = weights.stat()
+    yield copy_linked(kit_once, tmp_path / "kit")
+    assert weights.stat().st_mtime_ns == before.st_mtime_ns, "a test wrote into the weights of all: use own_file"
+
+
+def copy_linked(source: Path, target: Path) -> Path:
+    """A copy of a folder in which files over 50 MB are the same ones (0.1 s, where copies of the starter take 0.8)."""
+
+    def copy(one: str, other: str) -> None:
+        if Path(one).stat().st_size > 50_000_000:
+            os.link(one, other)
+        else:
+            shutil.copy2(one, other)
+
+    return Path(shutil.copytree(source, target, copy_function=copy))
+
+
+def own_file(path: Path) -> Path:
+    """The file as one of the test's own, to be altered in place."""
+    copied = path.with_name(f".{path.name}.own")
+    shutil.copy2(path, copied)
+    return copied.replace(path)
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +174,12 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # Where tests go by group (make test-slow), a module is one, unless it says otherwise.
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     marked = [item for item in items if item.get_closest_marker("mps")]
     obstacle = devices.mps_obstacle(machine.this(), torch_engine.obstacle) if marked else None
     for item in marked:

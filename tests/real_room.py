@@ -38,6 +38,12 @@ class RealBundle:
     digest: str
 
 
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> RealBundle:
+    """One for all: the tests that ask for it are a group, for one worker."""
+    return make_bundle(tmp_path_factory.mktemp("room"))
+
+
 def make_bundle(place: Path) -> RealBundle:
     clone = copy_kit(place / "organiser")
     (clone / "models").mkdir()

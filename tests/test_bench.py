@@ -18,8 +18,14 @@ from kit.engines.methods import ManualEngine
 from kit.errors import KitError, WrongUsage
 from kit.models import gguf_files, registry
 from kit.paths import ROOT
+from tests import warm
 
-RUN = [sys.executable, "-m", "scripts.run"]
+
+@pytest.fixture
+def run_verb(monkeypatch) -> list[str]:
+    """The verb of one run; the bandwidth is not known. `done` measures it, and its runs start from nothing."""
+    monkeypatch.setattr(experiment, "_bandwidth", lambda device: None)
+    return warm.command([sys.executable, "-m", "scripts.run"], {})
 
 
 def plan(model, methods="manual,llamacpp", devices="auto", dtypes="", quants=None, turns=1):
@@ -44,6 +50,7 @@ def done(tmp_path_factory):
     return ended, report, json.loads(report.read_text())
 
 
+@pytest.mark.container
 def test_a_row_for_each_combination_and_a_run_for_each_turn(done):
     rows = done[2]["rows"]
     assert [(row["method"], row["device"], row["dtype"], row["quant"]) for row in rows] == [
@@ -123,6 +130,7 @@ def test_stdout_is_the_table_and_the_conclusions_and_so_is_the_file(done):
     assert "MPS against CPU stays open here" in table or document["without_mps"] is None
 
 
+@pytest.mark.container
 def test_the_picture_is_a_png_of_a_readable_size(done):
     content = done[1].with_suffix(".png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
@@ -184,11 +192,11 @@ def test_an_unknown_quant_behind_a_known_one_is_refused_before_a_file_is_written
         plan(starter, methods="llamacpp", quants="q8_0,q5_k")
 
 
-def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, tmp_path, monkeypatch):
+def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, run_verb, tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("PROMPT_FILE=/nowhere.txt\nJSON=0\nMETHOD=manual\nSEED=3\n")
     (tmp_path / ".env").chmod(0o600)
     monkeypatch.setenv("KIT_DOTENV", str(tmp_path / ".env"))
-    (row,) = experiment.run(plan(starter, methods="llamacpp"), RUN).rows
+    (row,) = experiment.run(plan(starter, methods="llamacpp"), run_verb).rows
     assert row.failure is None
     assert len(row.runs) == 1
 
@@ -200,7 +208,9 @@ def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, tmp_path,
         (KitError("it does not fit"), "it does not fit"),
     ],
 )
-def test_times_are_written_down_when_the_quality_cannot_be_measured(starter, trouble, says, monkeypatch, tmp_path):
+def test_times_are_written_down_when_the_quality_cannot_be_measured(
+    starter, run_verb, trouble, says, monkeypatch, tmp_path
+):
     from scripts import bench as verb
 
     def measure(bench, progress):
@@ -256,13 +266,13 @@ def test_bytes_of_a_token_count_every_weight_once(starter):
 # --- What goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_combination_that_fails_is_named_and_the_others_go_on(starter, tmp_path):
+def test_a_combination_that_fails_is_named_and_the_others_go_on(starter, run_verb, tmp_path):
     """The stand-in for a machine that is too small: a verb that fails for one method."""
     verb = tmp_path / "verb.py"
     verb.write_text(
-        f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import os, sys\n"
         "if '--method=llamacpp' in sys.argv: sys.exit('error: it does not fit')\n"
-        "sys.argv[0] = 'run'; runpy.run_module('scripts.run', run_name='__main__')\n"
+        f"os.execv(sys.executable, {run_verb} + sys.argv[1:])\n"
     )
     found = experiment.run(plan(starter), [sys.executable, str(verb)])
     manual, llamacpp = found.rows
@@ -284,23 +294,23 @@ def test_another_device_than_asked_for_is_no_measurement(starter):
         experiment._read(said, asked, other, 1.0, 1)
 
 
-def test_ctrl_c_keeps_what_was_measured(starter):
+def test_ctrl_c_keeps_what_was_measured(starter, run_verb):
     def press(what: str, done: int, count: int) -> None:
         if what.startswith("turn 2"):
             raise KeyboardInterrupt
 
-    found = experiment.run(plan(starter, methods="llamacpp", turns=9), RUN, press)
+    found = experiment.run(plan(starter, methods="llamacpp", turns=9), run_verb, press)
     assert [len(each.runs) for each in found.rows] == [1]
     assert found.interrupted
     assert found.runs_done == 1
 
 
-def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter):
+def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter, run_verb):
     def press(what: str, done: int, count: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        experiment.run(plan(starter, methods="llamacpp"), RUN, press)
+        experiment.run(plan(starter, methods="llamacpp"), run_verb, press)
 
 
 def test_reports_that_cannot_be_written_say_so(done, tmp_path, monkeypatch):

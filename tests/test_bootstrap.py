@@ -232,6 +232,7 @@ def test_a_venv_of_another_python_is_made_anew_where_that_one_is_asked_for(insta
     assert f"making .venv with Python {sys.version.split()[0]}" in done.err
 
 
+@pytest.mark.container
 def test_when_everything_is_ready_it_says_nothing():
     done = run_command(["sh", "env/bootstrap.sh"])
     assert (done.status, done.out, done.err) == (0, "", "")

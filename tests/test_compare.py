@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from kit import paths, reports
 from kit.errors import KitError, WrongUsage
 from kit.reports import Report
+from tests.conftest import copy_linked, run_command
 
 
 def report(**changes) -> Report:
@@ -85,13 +88,21 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         reports.write("run", {})
 
 
+@pytest.fixture(scope="module")
+def recorded_once(kit_once: Path, tmp_path_factory):
+    folder = copy_linked(kit_once, tmp_path_factory.mktemp("recorded") / "kit")
+    words = ["--record", "--max-new-tokens", "6", "--seed", "5", "--temperature", "0.9"]
+    return folder, run_command([sys.executable, "-m", "scripts.run", *words], cwd=folder)
+
+
 @pytest.fixture
-def recorded(kit_copy: Path, script):
-    done = script("run", "--record", "--max-new-tokens", "6", "--seed", "5", "--temperature", "0.9", cwd=kit_copy)
+def recorded(recorded_once, tmp_path: Path):
+    """A kit in which a run was written down: its folder, the report, and what the run said. The report is a copy."""
+    folder, done = recorded_once
     assert done.status == 0, done.err
-    (path,) = (kit_copy / "reports").glob("run-*.json")
-    assert f"make run FROM=reports/{path.name}" in done.err
-    return kit_copy, path, done
+    (written,) = (folder / "reports").glob("run-*.json")
+    assert f"make run FROM=reports/{written.name}" in done.err
+    return folder, Path(shutil.copy(written, tmp_path)), done
 
 
 def test_of_two_long_values_the_place_where_they_differ_is_shown(script, tmp_path):
@@ -116,6 +127,7 @@ def test_from_names_the_kind_that_it_was_given(script, tmp_path):
     assert "next: ls reports/run-*" in done.err
 
 
+@pytest.mark.container
 def test_a_recorded_run_repeats_with_the_same_tokens(recorded, script):
     folder, path, first = recorded
     done = script("run", "--from", str(path), cwd=folder, env={"MODEL": ""})

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from kit.doctor import before_venv, in_venv
+from kit.doctor import before_venv, hub, in_venv
 from kit.doctor import check as checks
 from kit.doctor.check import FAIL, OK, WARN
 from kit.environment.machine import Machine
 from kit.errors import KitError
 from kit.paths import ROOT
 from scripts.hints import words
-from tests.conftest import clean_environment, copy_kit, run_command
+from tests.conftest import clean_environment, copy_kit, own_file, run_command
 
 FIRST_STAGE = ["kit/errors", "kit/paths", "kit/files", "kit/settings", "kit/environment/machine", "kit/models/registry"]
 FIRST_STAGE += ["kit/models/folder", "kit/doctor/check", "kit/doctor/before_venv", "scripts/doctor"]
@@ -41,14 +41,17 @@ def _runs(python: str) -> bool:
     return subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.container
 def test_a_whole_clone_is_ok_throughout(make):
-    done = make("doctor")
+    done = make("doctor", env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     assert done.status == 0, done.out
+    assert done.out.count("skipped: starter does not come from the Hub") == len(hub.NAMES)
     ids = re.findall(r"^ (?:ok  |WARN)  (D\d\d) ", done.out, re.MULTILINE)
     assert ids == [entry[0] for entry in listed()]
     assert re.search(r"D08 starter .*every sha256 as pinned", done.out)
 
 
+@pytest.mark.container
 def test_json_is_one_document(make):
     document = json.loads(make("doctor", "JSON=1").out)
     assert document["ok"] is True
@@ -237,7 +240,7 @@ class TestEnvironment:
 
 
 def test_the_starters_hashes(kit_copy, script):
-    path = kit_copy / "models" / "starter" / "model.safetensors"
+    path = own_file(kit_copy / "models" / "starter" / "model.safetensors")
     status = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

@@ -30,7 +30,7 @@ from tests.hub import (
 )
 from tests.hub_kit import TOKEN, HubKit, hub_kit, section
 
-BIG = 300_000_000
+BIG = 120_000_000
 WEIGHTS = "model.safetensors"
 LICENCES = ["LICENSE.txt", "USE_POLICY.md"]
 
@@ -79,6 +79,7 @@ def sent(kit: HubKit, path: str = WEIGHTS) -> int:
 
 
 @pytest.mark.parametrize("name", ["tiny", "gated"])
+@pytest.mark.container
 def test_an_open_and_a_gated_model_arrive_whole_and_run_without_network_or_token(kit, served, name, tmp_path):
     done = kit.run("download", "--model", name, HF_TOKEN=TOKEN if name == "gated" else "")
     assert done.status == 0, done.err
@@ -116,6 +117,7 @@ def test_only_what_is_missing_or_altered_is_fetched(kit, served):
     assert len(kit.hub.asked(WEIGHTS, "GET")) == before
 
 
+@pytest.mark.container
 def test_after_kill_9_at_60_percent_the_next_run_transfers_at_most_45(kit, served):
     order = kit.hub.misbehave(WEIGHTS, Stall(after=BIG * 60 // 100), times=1)
     command = [sys.executable, "-m", "scripts.download", "--model", "big"]
@@ -177,8 +179,7 @@ def test_a_stall_is_noticed_within_30_seconds():
     assert transfer.SLOW_WINDOW <= 30
 
 
-@pytest.mark.parametrize("name", ["tiny", "gated"])
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("status", "name"), [(429, "tiny"), (503, "gated")])
 def test_retry_after_is_honoured_by_the_first_request_as_by_any_other(kit, served, status, name):
     kit.hub.misbehave("*", Status(status, retry_after=2), times=1)
     started = time.monotonic()
@@ -253,6 +254,7 @@ def test_no_token_goes_to_an_open_model(kit):
     assert {record.authorization for record in kit.hub.requests} == {None}
 
 
+@pytest.mark.container
 def test_two_downloads_at_once_share_the_work(kit, served):
     done = []
     threads = [threading.Thread(target=lambda: done.append(kit.run("download", "--model", "big"))) for _ in range(2)]
@@ -266,6 +268,7 @@ def test_two_downloads_at_once_share_the_work(kit, served):
     assert "another download of big is at work: waiting for it" in done[0].err + done[1].err
 
 
+@pytest.mark.container
 def test_a_disk_without_room_is_an_error_before_the_first_byte(kit):
     toml = kit.folder / "env" / "models.toml"
     toml.write_text(toml.read_text().replace(f"size = {BIG}", f"size = {10**15}"))
@@ -278,11 +281,11 @@ def test_a_disk_without_room_is_an_error_before_the_first_byte(kit):
 
 @pytest.fixture
 def small_disk(kit):
-    """models/ on a file system of 200 MB."""
+    """models/ on a file system of 80 MB."""
     folder = kit.folder / "models"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root, on Linux")
@@ -376,8 +379,8 @@ def test_a_mirror_without_the_licence_does_not_fail_a_model_that_is_whole(kit, s
 
 
 def test_a_disk_that_takes_a_part_of_a_write_is_no_whole_file(kit, served):
-    """A limit of 102 MB inside a piece of the file: what is over it is neither written nor believed to be."""
-    command = ["sh", "-c", f"ulimit -f 199999; exec {sys.executable} -m scripts.download --model big"]
+    """A limit of 51 MB inside a piece of the file: what is over it is neither written nor believed to be."""
+    command = ["sh", "-c", f"ulimit -f 99999; exec {sys.executable} -m scripts.download --model big"]
     full = run_command(command, cwd=kit.folder, env=kit.environment())
     assert full.status == 1
     assert "could not be written: File too large" in full.err

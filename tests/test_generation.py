@@ -25,6 +25,7 @@ def complete(starter):
     return call
 
 
+@pytest.mark.container
 def test_the_methods_give_the_same_tokens_and_the_same_completion(complete):
     prompt = "Hello, who or what are you ?"
     pipeline = complete(prompt, method="pipeline", max_new_tokens=50)
@@ -34,6 +35,7 @@ def test_the_methods_give_the_same_tokens_and_the_same_completion(complete):
     assert pipeline.prompt_tokens == manual.prompt_tokens == 8
 
 
+@pytest.mark.container
 def test_every_method_goes_on_as_anybody_would(complete):
     """llama.cpp computes with other numbers (4 bits of its own, not bfloat16), and says the same where it is sure."""
     said = [complete(answers.PROMPT, method=method, max_new_tokens=answers.TOKENS) for method in methods.NAMES]
@@ -87,6 +89,7 @@ def test_greedy_decoding_does_not_look_at_the_seed(complete):
     assert complete(seed=1).token_ids == complete(seed=2).token_ids
 
 
+@pytest.mark.container
 def test_facts_are_of_the_run(complete):
     completion = complete(max_new_tokens=5, dtype="float32", device="cpu")
     assert completion.dtype == "float32"
@@ -193,6 +196,7 @@ def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(starter, monkeypa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS counts a process's memory in another way")
+@pytest.mark.container
 def test_code_that_only_the_imports_ran_is_given_back():
     program = """
 from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 import statistics
@@ -24,6 +25,7 @@ from kit.formats.safetensors import SafetensorsFile, as_float32
 from kit.models import random_weights
 from kit.models.gguf_files import Quant
 from kit.verify import golden, tolerances
+from tests.conftest import copy_linked
 
 # Code, emoji, Devanagari, Thai, digits, and white space of every kind.
 CORPUS = [
@@ -45,6 +47,18 @@ def convert(folder: Path, path: Path, quant: str = "bf16") -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def converted(starter, tmp_path_factory):
+    """The starter's file in a format, written once: converted("q8_0"). To be read alone."""
+    folder = tmp_path_factory.mktemp("converted")
+
+    @functools.cache
+    def path(quant: str = "bf16") -> Path:
+        return convert(starter.folder, folder / f"{quant}.gguf", quant)
+
+    return path
+
+
 def differences(model, path: Path, ids: list[int], first: int, logprobs: list[float]) -> list[float]:
     with LlamacppEngine(model, "cpu", "bf16") as engine:
         engine.quant = Quant("bf16", path, "")
@@ -56,25 +70,24 @@ def differences(model, path: Path, ids: list[int], first: int, logprobs: list[fl
 
 
 @pytest.mark.slow
-def test_the_starters_bf16_file_says_what_transformers_float32_says(starter, tmp_path):
+def test_the_starters_bf16_file_says_what_transformers_float32_says(starter, converted):
     reference = golden.read(starter)
     entry = next(entry for entry in reference.entries if entry.name == "long")
     # The last ones of 2,096 tokens: where a wrong position would show most.
     first = len(entry.ids) - 32
-    path = convert(starter.folder, tmp_path / "starter.gguf")
-    found = differences(starter, path, list(entry.ids), first, list(entry.logprobs[first - entry.first :]))
+    found = differences(starter, converted(), list(entry.ids), first, list(entry.logprobs[first - entry.first :]))
     assert statistics.fmean(found) < tolerances.TABLE["cpu", "bf16"].mean
     assert max(found) < tolerances.TABLE["cpu", "bf16"].largest
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["q8_0", "q4_0"])
-def test_llamacpp_says_of_a_rounded_file_what_transformers_says_of_the_same_rounded_weights(quant, starter, tmp_path):
+def test_llamacpp_says_of_a_rounded_file_what_transformers_says_of_the_same_rounded_weights(quant, starter, converted):
     """4 bits move the starter's log-probabilities by 0.9, which would hide a fault of the file; this does not."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    path = convert(starter.folder, tmp_path / "starter.gguf", quant)
+    path = converted(quant)
     known, model = GgufFile(path), AutoModelForCausalLM.from_pretrained(starter.folder, dtype=torch.float32)
     weights = {}
     for name in known.tensors:
@@ -157,8 +170,9 @@ def test_both_spellings_of_the_rope_settings_are_the_same():
 # --- Tensors ----------------------------------------------------------------------------------------------------------
 
 
-def test_bf16_keeps_every_bit_and_permutes_the_heads_alone(starter, tmp_path):
-    known = GgufFile(convert(starter.folder, tmp_path / "starter.gguf"))
+@pytest.mark.container
+def test_bf16_keeps_every_bit_and_permutes_the_heads_alone(starter, converted):
+    known = GgufFile(converted())
     source = SafetensorsFile([starter.folder / "model.safetensors"])
     assert len(known.tensors) == len(source.tensors) == 272
     for name in known.tensors:
@@ -169,11 +183,11 @@ def test_bf16_keeps_every_bit_and_permutes_the_heads_alone(starter, tmp_path):
 
 
 @pytest.mark.parametrize(("quant", "kind"), [("q8_0", "Q8_0"), ("q4_0", "Q4_0")])
-def test_the_blocks_are_the_gguf_packages_own(quant, kind, starter, tmp_path):
+def test_the_blocks_are_the_gguf_packages_own(quant, kind, starter, converted):
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize, quantize
 
-    known = GgufFile(convert(starter.folder, tmp_path / "starter.gguf", quant))
+    known = GgufFile(converted(quant))
     source = SafetensorsFile([starter.folder / "model.safetensors"])
     for name in ("token_embd.weight", "blk.7.ffn_down.weight"):
         values = as_float32(source.bits(llama.weight_name(name)))
@@ -194,6 +208,7 @@ def test_weights_in_several_files_give_the_same_bytes(small, tmp_path):
     assert (tmp_path / "parts.gguf").read_bytes() == convert(folder, tmp_path / "one.gguf", "q8_0").read_bytes()
 
 
+@pytest.mark.container
 def test_memory_holds_a_piece_and_not_the_model(starter, tmp_path):
     """A run that writes its file first reports its own peak, and not the conversion's."""
     program = (
@@ -210,8 +225,8 @@ def test_memory_holds_a_piece_and_not_the_model(starter, tmp_path):
     assert imported == "set()\n"
 
 
-def test_the_same_folder_gives_the_same_bytes(starter, tmp_path):
-    one = convert(starter.folder, tmp_path / "one.gguf", "q4_0").read_bytes()
+def test_the_same_folder_gives_the_same_bytes(starter, converted, tmp_path):
+    one = converted("q4_0").read_bytes()
     assert convert(starter.folder, tmp_path / "other.gguf", "q4_0").read_bytes() == one
 
 
@@ -246,8 +261,8 @@ def ids_of_the_folder(folder: Path) -> list[list[int]]:
     return [tokenizer.encode(text).ids for text in CORPUS]
 
 
-def test_llamacpp_cuts_text_into_the_starters_tokens(starter, tmp_path):
-    assert ids_of_llamacpp(convert(starter.folder, tmp_path / "starter.gguf")) == ids_of_the_folder(starter.folder)
+def test_llamacpp_cuts_text_into_the_starters_tokens(starter, converted):
+    assert ids_of_llamacpp(converted()) == ids_of_the_folder(starter.folder)
 
 
 @pytest.mark.slow
@@ -267,8 +282,8 @@ def test_llamacpp_cuts_text_into_llama_3s_tokens(small, tmp_path):
     assert llama3_tokenizer.encode(folder, "Hello world!") == [128000, 9906, 1917, 0]
 
 
-def test_special_tokens_and_the_chat_template_come_along(starter, tmp_path):
-    metadata = GgufFile(convert(starter.folder, tmp_path / "starter.gguf")).metadata
+def test_special_tokens_and_the_chat_template_come_along(starter, converted):
+    metadata = GgufFile(converted()).metadata
     shipped = GgufFile(starter.folder / "starter-q4_1.gguf").metadata
     for name in ("tokens", "token_type", "merges", "pre", "bos_token_id", "eos_token_id", "padding_token_id"):
         assert metadata[f"tokenizer.ggml.{name}"] == shipped[f"tokenizer.ggml.{name}"], name
@@ -288,8 +303,7 @@ def test_special_tokens_and_the_chat_template_come_along(starter, tmp_path):
     ],
 )
 def test_another_architecture_or_scaling_is_refused_by_name(change, says, starter, tmp_path):
-    folder = tmp_path / "other"
-    shutil.copytree(starter.folder, folder)
+    folder = copy_linked(starter.folder, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(KitError, match=says):

@@ -33,6 +33,7 @@ from kit import settings
 from kit.doctor import check as checks
 from kit.doctor import hub as hub_checks
 settings.apply(settings.read())
+hub_checks.DEADLINE = float(sys.argv[2])
 import huggingface_hub
 started = time.monotonic()
 found = [check.as_dict() for check in checks.run(hub_checks.listed(sys.argv[1]))]
@@ -40,16 +41,21 @@ print(json.dumps([found, time.monotonic() - started]))
 """
 
 
+QUICK = 1.0  # seconds in place of the deadline, where a test waits it out
+
+
 def look(kit: HubKit, model: str = "gated", **env: str) -> dict[str, dict[str, str]]:
     """The checks by id, in a process of their own as the doctor runs them."""
     return ask(kit, model, **env)[0]
 
 
-def ask(kit: HubKit, model: str = "gated", **env: str) -> tuple[dict[str, dict[str, str]], float]:
+def ask(
+    kit: HubKit, model: str = "gated", deadline: float = hub_checks.DEADLINE, **env: str
+) -> tuple[dict[str, dict[str, str]], float]:
     from tests.conftest import run_command
 
     environment = kit.environment(**{"SSL_CERT_FILE": "", "SSL_CERT_DIR": "", "REQUESTS_CA_BUNDLE": "", **env})
-    done = run_command([sys.executable, "-c", PROGRAM, model], cwd=kit.folder, env=environment)
+    done = run_command([sys.executable, "-c", PROGRAM, model, str(deadline)], cwd=kit.folder, env=environment)
     assert done.status == 0, done.err
     assert TOKEN not in done.out + done.err
     found, seconds = json.loads(done.out)
@@ -130,10 +136,11 @@ def test_without_a_network_each_check_says_so_in_5_seconds_in_all(kit, case):
     endpoints = {"refused": "http://127.0.0.1:9", "DNS": "https://hub.invalid", "silent": kit.hub.url}
     if case == "silent":
         kit.hub.misbehave("*", Delay(30))
-    found, seconds = ask(kit, HF_TOKEN=TOKEN, HF_ENDPOINT=endpoints[case])
+    found, seconds = ask(kit, deadline=QUICK, HF_TOKEN=TOKEN, HF_ENDPOINT=endpoints[case])
     assert found["D33"]["state"] == "FAIL"
     assert found["D31"]["state"] == "FAIL"
-    assert seconds < 5
+    # All together and not one after the other, with room for a busy machine.
+    assert seconds < QUICK + 4
     assert hub_checks.DEADLINE < 5
 
 
@@ -148,9 +155,9 @@ def sign_in_by_browser(kit: HubKit) -> None:
 def test_a_token_that_is_renewed_keeps_to_the_5_seconds(kit):
     sign_in_by_browser(kit)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        found, seconds = ask(kit, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        found, seconds = ask(kit, deadline=QUICK, HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert found["D30"]["text"] == "no answer in time"
-    assert seconds < 5
+    assert seconds < QUICK + 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a second loopback address, which is not trusted, is Linux's")
@@ -178,13 +185,6 @@ def test_file_hosts_are_named_one_by_one(kit):
     found = look(kit, "open", HF_ENDPOINT="", https_proxy="http://127.0.0.1:9")
     assert all(name in found["D34"]["text"] for name in hub_checks.FILE_HOSTS)
     assert "proxy 127.0.0.1:9" in found["D34"]["text"]
-
-
-def test_the_starter_asks_nothing(make):
-    document = json.loads(make("doctor", "JSON=1", env={"HF_ENDPOINT": "http://127.0.0.1:9"}).out)
-    hub = [check for check in document["checks"] if check["id"] >= "D30"]
-    assert len(hub) == len(hub_checks.NAMES)
-    assert all(check["text"] == "skipped: starter does not come from the Hub" for check in hub)
 
 
 def test_dotenv_reaches_the_second_stage(kit):

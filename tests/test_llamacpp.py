@@ -234,6 +234,7 @@ def test_auto_takes_the_gpu_where_llama_cpp_finds_metal(found, starter, monkeypa
 # --- The port that it opens -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.container
 def test_the_port_is_on_loopback_refuses_who_has_no_key_and_dies_with_the_run(server):
     host, port = server._address.split(":")
     assert host == "127.0.0.1"

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 
+import pytest
+
 from kit.files import locked
 from kit.paths import ROOT
 
@@ -19,6 +21,7 @@ with locked(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.container
 def test_the_second_waits_and_is_told_so_and_goes_on_when_the_first_is_killed(tmp_path):
     path = tmp_path / "sub" / "lock"
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(path)], cwd=ROOT, stdout=subprocess.PIPE)

@@ -36,6 +36,7 @@ def token_files(kit: HubKit) -> list[Path]:
     return [path for path in (kit.folder.parent / "home").rglob("*") if path.is_file() and TOKEN in path.read_text()]
 
 
+@pytest.mark.container
 def test_a_good_token_is_signed_in_as_hf_auth_login_does(kit):
     done = log_in(kit)
     assert done.status == 0, done.err
@@ -59,6 +60,7 @@ def test_the_token_is_read_from_dotenv(kit):
     assert "signed in as ada" in done.err
 
 
+@pytest.mark.container
 def test_logout_forgets_it_and_names_what_dotenv_still_holds(kit):
     assert log_in(kit).status == 0
     done = kit.run("logout")

@@ -13,6 +13,7 @@ from kit.environment.machine import Machine
 from kit.paths import ROOT
 
 
+@pytest.mark.container
 def test_this_machine():
     here = machine.this()
     assert here.system in ("Linux", "Darwin")
@@ -31,6 +32,7 @@ def test_sysctl_without_the_program_is_empty(monkeypatch):
     assert machine.sysctl("kern.osversion") == ""
 
 
+@pytest.mark.container
 def test_peak_memory_is_this_processes_own_and_not_its_parents():
     """A child of a large process starts small: Linux's ru_maxrss would carry the parent's peak over."""
     held = bytearray(300_000_000)

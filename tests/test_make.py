@@ -13,6 +13,7 @@ from tests.conftest import run_command
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
+@pytest.mark.container
 def test_make_alone_lists_every_target(make):
     done = make()
     assert done.status == 0
@@ -49,11 +50,12 @@ def test_nothing_that_a_macs_tools_lack():
             assert absent not in code, f"{path.name}: {absent}"
 
 
+@pytest.mark.container
 def test_a_second_run_does_no_set_up(make):
     make("setup")
     watched = [ROOT / ".venv" / "ready", ROOT / "models" / "starter" / ".verified.json", ROOT / ".venv" / "warm"]
     before = [path.stat().st_mtime_ns for path in watched]
-    done = make("run", "MAX_NEW_TOKENS=1")
+    done = make("run", "MAX_NEW_TOKENS=1", "METHOD=llamacpp")
     assert done.status == 0
     assert [path.stat().st_mtime_ns for path in watched] == before
     for word in ("making", "installing", "compiling", "fetching", "converting"):
@@ -85,6 +87,7 @@ def test_clean_keeps_the_models(kit_copy, make):
     assert (kit_copy / "models" / "starter" / "model.safetensors").exists()
 
 
+@pytest.mark.container
 def test_the_environment_of_a_run_is_the_locks_alone(make):
     """Another environment's PYTHONPATH and PYTHONHOME, and a machine's PYTHONDONTWRITEBYTECODE, stay outside."""
     foreign = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}

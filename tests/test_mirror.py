@@ -80,6 +80,7 @@ def as_typed(line: str, folder: Path, **env: str):
 # --- The two lines ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.container
 def test_the_line_for_a_clone_sets_it_up(running):
     room = running.room
     assert running.said[0] == f"with a clone:  make setup BUNDLE={running.url} SHA256={room.digest}\n"

@@ -54,6 +54,7 @@ def test_each_digit_is_a_token_and_every_text_comes_back(starter):
     assert tokenizer.encode("<|im_end|>").ids == [2]
 
 
+@pytest.mark.container
 def test_the_same_bytes_every_time(gguf, starter, tmp_path):
     shares = []
     from_gguf.write(gguf, tmp_path, shares.append)

@@ -19,7 +19,7 @@ from kit.errors import KitError, WrongUsage
 from kit.files import sha256
 from kit.models import gguf_files, registry
 from tests import answers
-from tests.conftest import Done, run_command
+from tests.conftest import Done, own_file, run_command
 
 
 @pytest.fixture
@@ -47,6 +47,7 @@ def test_an_unknown_quant_is_refused_with_the_valid_ones(starter):
         gguf_files.choose(registry.find("llama-3.2-1b"), "q4_1")
 
 
+@pytest.mark.container
 def test_make_gguf_says_where_the_file_is_and_its_sha256_and_writes_it_once(own, kit_copy, script):
     done = script("gguf", "--quant", "q4_0", cwd=kit_copy)
     path = own.folder / "starter-q4_0.gguf"
@@ -114,7 +115,7 @@ def test_a_file_of_other_weights_or_of_an_older_converter_is_written_anew(own):
 
 
 def test_an_altered_model_is_named_before_anything_is_written(own):
-    with (own.folder / "model.safetensors").open("r+b") as file:
+    with own_file(own.folder / "model.safetensors").open("r+b") as file:
         file.seek(1000)
         file.write(b"x")
     with pytest.raises(KitError, match=r"models/starter/model\.safetensors is altered"):
@@ -154,6 +155,7 @@ def test_a_folder_that_cannot_be_written_says_so(kit_copy):
     assert "next: it needs 0.32 GB in models/starter/, and to be allowed to write there" in done.err
 
 
+@pytest.mark.container
 def test_a_disk_that_fills_up_on_the_way_is_named_and_leaves_nothing(own, kit_copy):
     """Through a limit on the size of a file: an error of the same kind, wherever the tests run."""
     done = in_shell(kit_copy, "ulimit -f 60000", "q4_0")
@@ -183,6 +185,7 @@ def test_killed_in_the_middle_leaves_no_file_and_the_same_command_completes(own,
     assert leftovers(own) == []
 
 
+@pytest.mark.container
 def test_two_at_once_write_it_once(own, kit_copy):
     processes = [start(kit_copy), start(kit_copy)]
     said = [process.communicate()[1] for process in processes]

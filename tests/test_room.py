@@ -17,17 +17,13 @@ from kit.offline import bundle
 from tests import answers
 from tests.bundle_kit import sha256
 from tests.conftest import copy_kit, run_command
-from tests.real_room import ISOLATED, RealBundle, isolated, make_bundle, require_isolation, serve
+from tests.real_room import RealBundle, isolated, real, require_isolation, serve
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("room")]
+__all__ = ["real"]
 
 BIN = Path(sys.executable).parent
 WHEELS = len(locks.pins(locks.this()))
-
-
-@pytest.fixture(scope="session")
-def real(tmp_path_factory) -> RealBundle:
-    return make_bundle(tmp_path_factory.mktemp("room"))
 
 
 @pytest.fixture
@@ -38,12 +34,12 @@ def clone(tmp_path, real) -> Path:
     return tmp_path / "clone"
 
 
-@pytest.mark.parametrize("form", ["folder", "tar"])
-def test_from_a_bundle_to_an_answer_without_any_network(real, clone, tmp_path, form):
+def test_from_a_bundle_to_an_answer_without_any_network(real, clone, tmp_path):
+    """The tar; tests/test_workshop.py has the folder and the mirror."""
     home = tmp_path / "home"
     probe = isolated(["curl", "-sS", "--max-time", "5", "http://192.0.2.1/"], clone, home)
     assert probe.status != 0, "there is a network after all"
-    words = [f"BUNDLE={getattr(real, form)}", f"SHA256={real.digest}"]
+    words = [f"BUNDLE={real.tar}", f"SHA256={real.digest}"]
     done = isolated(["make", "-s", "setup", *words], clone, home)
     assert done.status == 0, done.err
     assert f"from the bundle: {WHEELS} wheels" in done.err
@@ -51,10 +47,9 @@ def test_from_a_bundle_to_an_answer_without_any_network(real, clone, tmp_path, f
     run = isolated(["make", "-s", "run"], clone, home)
     assert run.status == 0, run.err
     assert run.out.startswith(answers.here())
-    if form == "tar":
-        proof = isolated(["make", "-s", "verify", "DEVICE=cpu"], clone, home)
-        assert proof.status == 0, proof.out + proof.err
-        assert "verified: starter on cpu in bfloat16" in proof.out
+    proof = isolated(["make", "-s", "verify", "DEVICE=cpu"], clone, home)
+    assert proof.status == 0, proof.out + proof.err
+    assert "verified: starter on cpu in bfloat16" in proof.out
     # From here on it is a clone like any other: set-up and doctor need no bundle, and an empty .venv no network.
     assert isolated(["make", "-s", "setup"], clone, home).status == 0
     assert isolated(["make", "-s", "clean", "setup"], clone, home).status == 0
@@ -94,29 +89,6 @@ def test_a_python_without_ensurepip_is_enough_for_a_bundle(real, clone, tmp_path
     installed = {path.name for path in clone.glob(".venv/lib/*/site-packages/*.dist-info")}
     assert any(name.startswith("pip-") for name in installed)
     assert any(name.startswith("uv-") for name in installed)
-
-
-def test_from_a_mirror_to_an_answer_with_nothing_else_in_reach(real, clone, tmp_path):
-    """Mirror and attendee share a namespace: its loopback is the room's network."""
-    program = """
-import subprocess, sys
-from tests import answers
-from tests.conftest import run_command
-from tests.real_room import RealBundle, alone, serve
-from pathlib import Path
-clone, home = map(Path, sys.argv[1:3])
-mirror, url = serve(RealBundle(*map(Path, sys.argv[3:6]), sys.argv[6]))
-env = alone(home) | {"http_proxy": "", "HTTP_PROXY": ""}
-setup = run_command(["make", "-s", "setup", f"BUNDLE={url}", f"SHA256={sys.argv[6]}"], cwd=clone, env=env, timeout=600)
-run = run_command(["make", "-s", "run", "MAX_NEW_TOKENS=12"], cwd=clone, env=env, timeout=600)
-mirror.terminate()
-sys.stderr.write(setup.err + run.err)
-sys.stdout.write(run.out)
-"""
-    facts = [str(clone), str(tmp_path / "home"), *map(str, (real.clone, real.folder, real.tar)), real.digest]
-    done = run_command([*ISOLATED, sys.executable, "-c", program, *facts], timeout=600)
-    assert done.out.startswith(answers.here()), done.err
-    assert f"from the bundle: {WHEELS} wheels" in done.err
 
 
 def test_a_tampered_real_bundle_installs_nothing(real, clone, tmp_path):

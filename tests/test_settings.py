@@ -27,6 +27,7 @@ def asked(kit_copy: Path, make, script):
     return ask
 
 
+@pytest.mark.container
 def test_flag_beats_environment_beats_dotenv_beats_default(asked):
     dotenv = "METHOD=manual\nSEED=3\nPROMPT=from the file\n"
     by_file = asked(dotenv)

@@ -51,6 +51,7 @@ def test_its_tensors_are_those_that_transformers_makes_of_the_config(tmp_path):
     assert float(loaded.model.norm.weight.detach().float().min()) == 1.0
 
 
+@pytest.mark.container
 def test_the_same_bytes_each_time(tmp_path):
     for name in ("one", "other"):
         (tmp_path / name).mkdir()

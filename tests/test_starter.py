@@ -13,6 +13,7 @@ from kit.errors import KitError
 from kit.models import folder as model_folder
 from kit.models import registry, starter
 from scripts.hints import words
+from tests.conftest import copy_linked, own_file
 
 REFUSED = "http://127.0.0.1:9/simple"  # the discard port: nobody listens
 
@@ -20,8 +21,7 @@ REFUSED = "http://127.0.0.1:9/simple"  # the discard port: nobody listens
 @pytest.fixture
 def copied(models):
     """The real starter's files, in a models/ of the test's own."""
-    shutil.copytree(paths.ROOT / "models" / "starter", models / "starter")
-    return models / "starter"
+    return copy_linked(paths.ROOT / "models" / "starter", models / "starter")
 
 
 @pytest.fixture
@@ -43,8 +43,9 @@ def test_a_whole_one_is_left_alone(copied, no_network):
 
 
 @pytest.mark.parametrize("broken", ["model.safetensors", "tokenizer.json"])
+@pytest.mark.container
 def test_an_altered_file_is_made_again_from_the_gguf_without_the_network(copied, no_network, broken):
-    path = copied / broken
+    path = own_file(copied / broken)
     path.write_bytes(b"x" + path.read_bytes()[1:])
     (copied / "notes.txt").write_text("mine")
     starter.ensure()

@@ -41,6 +41,7 @@ def assert_refused(room: BundleKit, done, name: str, why: str = "") -> None:
 
 
 @pytest.mark.parametrize("form", ["folder", "tar"])
+@pytest.mark.container
 def test_a_whole_bundle_is_taken_and_the_second_time_nothing_is_copied(room, form):
     place = getattr(room, form)
     done = room.unbundle(place, room.digest)

@@ -40,19 +40,22 @@ def uv_environment(tmp_path):
     return see
 
 
-@pytest.mark.parametrize(
-    ("pip", "key", "uv"),
-    [
-        ("PIP_INDEX_URL", "index-url", "UV_DEFAULT_INDEX"),
-        ("PIP_EXTRA_INDEX_URL", "extra-index-url", "UV_EXTRA_INDEX_URL"),
-        ("PIP_CERT", "cert", "SSL_CERT_FILE"),
-        ("PIP_PROXY", "proxy", "HTTPS_PROXY"),
-    ],
-)
-def test_pips_variable_and_configuration_become_uvs(uv_environment, pip, key, uv):
-    value = f"http://127.0.0.1/{key}"
-    assert uv_environment(**{pip: value})[uv] == value
-    assert uv_environment(f"[global]\n{key} = {value}\n")[uv] == value
+OF_UV = {
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_EXTRA_INDEX_URL",
+    "cert": "SSL_CERT_FILE",
+    "proxy": "HTTPS_PROXY",
+}
+
+
+@pytest.mark.parametrize("way", ["variables", "configuration"])
+def test_pips_settings_become_uvs(uv_environment, way):
+    values = {key: f"http://127.0.0.1/{key}" for key in OF_UV}
+    if way == "variables":
+        seen = uv_environment(**{f"PIP_{key.replace('-', '_').upper()}": value for key, value in values.items()})
+    else:
+        seen = uv_environment("[global]\n" + "".join(f"{key} = {value}\n" for key, value in values.items()))
+    assert {key: seen[name] for key, name in OF_UV.items()} == values
 
 
 def test_uvs_own_settings_win(uv_environment):

@@ -16,7 +16,7 @@ from kit.engines.engine import Position
 from kit.models import registry
 from kit.paths import ROOT
 from kit.verify import golden, readiness, stages
-from tests.conftest import Done, run_command
+from tests.conftest import Done, own_file, run_command
 
 
 @pytest.fixture
@@ -33,6 +33,7 @@ def verify(folder: Path, script, *arguments: str, **env: str) -> Done:
     return script("verify", *arguments, cwd=folder, env=env)
 
 
+@pytest.mark.container
 def test_a_good_machine_is_verified_with_a_manifest_and_a_code(quick, script):
     done = verify(quick, script, "--device", "cpu")
     assert done.status == 0, done.err
@@ -54,6 +55,7 @@ def test_a_good_machine_is_verified_with_a_manifest_and_a_code(quick, script):
     assert all(flip["position"] > 0 and flip["explained"] for flip in flips)
 
 
+@pytest.mark.container
 def test_llama_cpp_is_verified_on_top_of_the_float32_replay(quick, script):
     done = verify(quick, script, "--method", "llamacpp")
     assert done.status == 0, done.err
@@ -86,7 +88,7 @@ def test_float32_on_the_cpu_alone_is_replayed_once(quick, script):
 
 
 def test_altered_weights_are_named_before_anything_is_loaded(quick, script):
-    path = quick / "models" / "starter" / "model.safetensors"
+    path = own_file(quick / "models" / "starter" / "model.safetensors")
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from kit.environment import lock as locks
 from kit.paths import ROOT
 from tests import answers
 from tests.conftest import run_command
-from tests.real_room import RealBundle, alone, make_bundle, require_isolation
+from tests.real_room import RealBundle, alone, real, require_isolation
 
 PAGE = (ROOT / "docs" / "workshop.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"<!-- (?P<who>.+?) -->\n```sh\n(?P<commands>.+?)```", re.DOTALL)
 BLOCKS = [(match["who"], match["commands"]) for match in BLOCK.finditer(PAGE)]
 ATTENDEES = [commands for who, commands in BLOCKS if who == "an attendee"]
 (HF_LINE,) = re.findall(r"^HF_ENDPOINT=.*", PAGE, re.MULTILINE)
+WHEELS = len(locks.pins(locks.this()))
 EXAMPLE = "base-model-kit-0123456789ab"
 
 
@@ -39,9 +41,12 @@ exit $status
 """
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> RealBundle:
-    return make_bundle(tmp_path_factory.mktemp("workshop"))
+__all__ = ["real"]
+
+
+@pytest.fixture
+def bundle(real) -> RealBundle:
+    return real
 
 
 def as_here(commands: str, bundle: RealBundle, tmp_path: Path) -> str:
@@ -62,6 +67,7 @@ def fresh_clone(bundle: RealBundle, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("room")
 def test_what_an_attendee_types_at_home_works_in_a_fresh_clone(bundle, tmp_path):
     done = run_command(["sh", "-e", "-c", ATTENDEES[0]], cwd=fresh_clone(bundle, tmp_path), timeout=600)
     assert done.status == 0, done.err
@@ -69,6 +75,7 @@ def test_what_an_attendee_types_at_home_works_in_a_fresh_clone(bundle, tmp_path)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("room")
 @pytest.mark.parametrize("commands", ATTENDEES[1:])
 def test_what_an_attendee_types_in_the_room_works_in_a_fresh_clone(bundle, tmp_path, commands):
     require_isolation()
@@ -83,6 +90,8 @@ def test_what_an_attendee_types_in_the_room_works_in_a_fresh_clone(bundle, tmp_p
     done = run_command(["unshare", "-n", "sh", "-c", ROOM, "room", *words], env=env, timeout=600)
     assert done.status == 0, done.err + (tmp_path / "mirror.log").read_text()
     assert "error:" not in done.err
+    if "make setup" in typed:
+        assert f"from the bundle: {WHEELS} wheels" in done.err
     # What the organiser writes on the board is what the page says.
     board = (tmp_path / "mirror.log").read_text()
     assert f"make setup BUNDLE=http://192.168.1.10:8080 SHA256={bundle.digest}\n" in board
@@ -92,6 +101,7 @@ def test_what_an_attendee_types_in_the_room_works_in_a_fresh_clone(bundle, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("room")
 def test_what_the_organiser_types_works(bundle):
     (commands,) = (commands for who, commands in BLOCKS if who == "the organiser")
     made = run_command(["sh", "-e", "-c", commands], cwd=bundle.clone, timeout=600)

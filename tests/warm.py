@@ -1,0 +1,148 @@
+"""Verbs in processes that have torch and transformers already: 0.5 s where each would take 2.5.
+
+A server imports the libraries once and forks a process for each verb that it is asked for: with a working folder, an
+environment, streams and an exit status of its own, and the modules of the kit in that folder. What a test is about how
+a process starts (its locale, closed streams, signals, PYTHONPATH) starts one itself.
+
+`python tests/warm.py SOCKET run …` is `python -m scripts.run …` by the server at that socket.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import os
+import runpy
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+IMPORTS = Path(__file__).parents[1] / "kit" / "engines" / "imports.py"
+
+
+def serve(path: str) -> None:
+    """Until whoever started it closes its standard input."""
+    runpy.run_path(str(IMPORTS))["import_all"]()
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if os.fork() == 0:
+        while True:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                answer(connection)
+            connection.close()
+    print("ready", flush=True)
+    sys.stdin.read()
+    os.killpg(0, signal.SIGTERM)
+
+
+def answer(connection: socket.socket) -> None:
+    """Starts what the request asks for, and says how it ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    asked, streams = receive(connection)
+    worker = os.fork()
+    if worker == 0:
+        connection.close()
+        work(streams, **asked)
+    for stream in streams:
+        os.close(stream)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _, status = os.waitpid(worker, 0)
+    with contextlib.suppress(OSError):
+        connection.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+    os._exit(0)
+
+
+def receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    head, streams, _, _ = socket.recv_fds(connection, 16, 3)
+    size, data = int(head), b""
+    while len(data) < size:
+        data += connection.recv(size - len(data))
+    return json.loads(data), streams
+
+
+def work(streams: list[int], verb: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    status = 1
+    try:
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(number, mode, encoding="utf-8") for number, mode in enumerate("rww")
+        )
+        sys.path[0], sys.argv = folder, [verb, *arguments]
+        runpy.run_module(f"scripts.{verb}", run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(status)
+
+
+def ask(
+    path: str, verb: str, arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]
+) -> int:
+    """The exit status of the verb, negative for a signal's."""
+    request = {"verb": verb, "arguments": arguments, "folder": folder, "environment": environment}
+    data = json.dumps(request).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        socket.send_fds(connection, [f"{len(data):16}".encode()], streams)
+        connection.sendall(data)
+        return int(connection.recv(16))
+
+
+VERBS = ("scripts.run", "scripts.verify")
+# What a process reads while it starts, or the libraries while they are imported.
+READ_AT_THE_START = ("PYTHON", "LANG", "LC_", "LD_", "OMP_", "HF_", "KIT_DEBUG")
+
+
+def command(words: list[str], environment: dict[str, str]) -> list[str]:
+    """The command by the server, where that does not matter to it: for `python -m scripts.VERB` with these variables.
+
+    On a Mac every verb has a process of its own: a fork of one that has loaded the system's frameworks is killed there.
+    """
+    verb = words[2] if words[:2] == [sys.executable, "-m"] else ""
+    if verb not in VERBS or sys.platform != "linux" or any(name.startswith(READ_AT_THE_START) for name in environment):
+        return words
+    return [sys.executable, "-I", "-S", __file__, server(), verb.removeprefix("scripts."), *words[3:]]
+
+
+@functools.cache
+def server() -> str:
+    """The path of this process's own server's socket, started at the first use; it ends with this process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    started = subprocess.Popen(
+        [sys.executable, __file__, f"{folder}/socket", "serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert started.stdout
+    assert started.stdout.readline() == b"ready\n"
+    return f"{folder}/socket"
+
+
+if __name__ == "__main__":
+    if sys.argv[2] == "serve":
+        serve(sys.argv[1])
+    where, verb, *arguments = sys.argv[1:]
+    status = ask(where, verb, arguments, str(Path.cwd()), dict(os.environ), [0, 1, 2])
+    if status < 0:
+        os.kill(os.getpid(), -status)
+    sys.exit(status)
