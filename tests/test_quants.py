@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_says_so(kit_copy):
     done = mounted(kit_copy, "mount --bind models models && mount -o remount,bind,ro models", "bf16")
     assert done.status == 1
     assert "error: starter-bf16.gguf could not be written: the file system is read-only" in done.err
-    assert "next: it needs 0.32 GB in models/starter/, and to be allowed to write there" in done.err
+    assert "next: take a folder that can be written, then: make gguf MODEL=starter QUANT=bf16" in done.err
 
 
 @pytest.mark.container

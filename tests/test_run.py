@@ -77,11 +77,13 @@ def test_a_prompt_arrives_unchanged_and_nothing_in_it_runs(make_program, tmp_pat
 
     if not shutil.which(make_program):
         pytest.skip(f"no {make_program} on this machine")
+    (tmp_path / "env").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "env" / "variables.mk", tmp_path / "env")
     (tmp_path / "Makefile").write_text(
         (ROOT / "Makefile").read_text().replace("@$(python) -m scripts.run", f"@{sys.executable} echo_prompt.py")
     )
     (tmp_path / "echo_prompt.py").write_text("import os, sys; sys.stdout.write(os.environ['PROMPT'])")
-    (tmp_path / "env").mkdir()
+    (tmp_path / "env").mkdir(exist_ok=True)
     (tmp_path / "env" / "models.toml").touch()
     (tmp_path / "env" / "bootstrap.sh").touch()
     stamp = tmp_path / "models" / "starter" / ".verified.json"

@@ -108,7 +108,8 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
             lambda share: on_progress(what, share),
         )
         digest = sha256(partial)
-    _write_stamp(model, quant, digest)
+        partial.replace(quant.path)
+        _write_stamp(model, quant, digest)  # before the next one that waits looks
     return True
 
 
