@@ -18,12 +18,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from kit import paths
-from kit.engines import devices
+from kit.engines import devices, threads
 from kit.environment import machine
 from kit.models import folder as model_folder
 from kit.models import registry
 from kit.models.registry import Model
 from kit.paths import ROOT
+
+threads.before_torch()
 
 # What the caller's environment, make, and other tools may hold that would decide about a test.
 FOREIGN = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "JSON", "QUANT", "FROM", "FORCE", "RECORD", "BUNDLE"}

@@ -18,7 +18,7 @@ from typing import Any
 from kit import paths
 from kit.bench.experiment import Bench
 from kit.bench.plan import Combination
-from kit.engines import devices, llamacpp_engine, methods, torch_engine
+from kit.engines import devices, llamacpp_engine, methods, threads, torch_engine
 from kit.engines.devices import Device
 from kit.errors import KitError, WrongUsage
 from kit.models import gguf_files, registry
@@ -96,6 +96,7 @@ def read_as_json(name: str, method: str, device: str, number_format: str) -> str
 
 
 def _through_transformers(model: Model, method: str, device: Device, text: str) -> tuple[list[float], list[int]]:
+    threads.before_torch()
     import torch
 
     loaded = torch_engine.load_model(model, method, device)

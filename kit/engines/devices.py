@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kit.engines import llama_server
+from kit.engines import llama_server, threads
 from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
@@ -103,6 +103,7 @@ def _llamacpp_obstacle(here: Machine) -> Obstacle | None:
 
 
 def _torch_obstacle(here: Machine) -> Obstacle | None:
+    threads.before_torch()
     import torch
 
     run_cpu = "make run DEVICE=cpu"
