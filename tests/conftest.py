@@ -18,13 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from kit import paths, settings
-from kit.engines import devices, torch_engine
+from kit.engines import devices, threads, torch_engine
 from kit.environment import machine
 from kit.models import folder as model_folder
 from kit.models import registry
 from kit.models.registry import Model
 from kit.paths import ROOT
 from tests import warm
+
+threads.before_torch()
 
 # What the caller's environment, make, and other tools may hold that would decide about a test.
 FOREIGN = {variable.name for variable in settings.VARIABLES if variable.verbs}

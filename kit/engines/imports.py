@@ -1,6 +1,7 @@
 """The libraries of a run: imported in one go, fast, and so that nothing of them reaches the network.
 
-Changes seldom, and imports nothing of the kit: the container image compiles what this imports in a layer of its own.
+Changes seldom, and imports nothing of the kit but how threads wait: the container image compiles what this imports in a
+layer of its own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+
+from kit.engines import threads
 
 # The methods would import the last three at first use, and their time would pass for the time of a load.
 NAMES = (
@@ -23,6 +26,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "accelerate", 
 def import_all() -> None:
     """Imports what a run needs. Models load from folders, so the Hub's client is told that it is offline."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    threads.before_torch()
     # A million objects arrive and stay: looking for garbage among them takes 0.7 of the 2.9 s, for nothing.
     gc.disable()
     for name in NAMES:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from kit.engines import threads
 from kit.environment import machine
 from kit.errors import Command, KitError
 
@@ -34,9 +35,6 @@ READY, PATIENCE = "all slots are idle", 60.0  # seconds
 # llama.cpp makes blocks of its own of these for the CPU's kernels. Mapped, the file would be in memory beside them:
 # 1.48 GB in place of 0.94 for q4_0 at 1B, for 0.4 s less of loading (docs/measurements.md).
 REPACKED = ("q4_0",)
-# How often a thread looks before it sleeps. By default it looks for milliseconds, and beside two busy programs on two
-# cores the starter's 205 tokens/s fall to 1 to 40; with this they fall to 75 (docs/measurements.md).
-SPIN = "1000"
 # In what it saves of a slot (int32s behind "ggsq", a version, a length, two marks): the count of tokens, and they.
 SAVED_COUNT_AT = 20
 
@@ -68,13 +66,13 @@ class Chunk:
 
 def import_library() -> Any:
     """xllamacpp. Its Linux wheels expect libgomp on the system, which slim ones lack; torch's wheel brings it."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when libgomp is loaded
-    if sys.platform == "linux" and (torch := importlib.util.find_spec("torch")):
-        for folder in torch.submodule_search_locations or ():
-            library = Path(folder) / "lib" / "libgomp.so.1"
-            if library.exists():
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    import xllamacpp
+    with threads.loading_llamacpp():
+        if sys.platform == "linux" and (torch := importlib.util.find_spec("torch")):
+            for folder in torch.submodule_search_locations or ():
+                library = Path(folder) / "lib" / "libgomp.so.1"
+                if library.exists():
+                    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        import xllamacpp
 
     return xllamacpp
 
@@ -143,8 +141,8 @@ class LlamaServer:
         parameters.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.n_gpu_layers = 0 if device == "cpu" else 999
         parameters.no_kv_offload = parameters.no_op_offload = device == "cpu"
-        for threads in (parameters.cpuparams, parameters.cpuparams_batch):
-            threads.n_threads = machine.performance().count
+        for parameter in (parameters.cpuparams, parameters.cpuparams_batch):
+            parameter.n_threads = machine.performance().count
         # A chat's template and a page for a browser: not for a base model.
         parameters.use_jinja = parameters.enable_chat_template = parameters.ui = False
         parameters.api_keys = [self._key]

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kit.engines import devices, imports, memory
+from kit.engines import devices, imports, memory, threads
 from kit.engines.devices import Device, Obstacle
 from kit.engines.engine import Engine, Generated, Position
 from kit.engines.request import Request
@@ -63,6 +63,7 @@ class TorchEngine(Engine):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
+        self.import_libraries()
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(self.model.folder)
@@ -148,6 +149,7 @@ class TorchEngine(Engine):
 
 def obstacle(here: Machine) -> Obstacle | None:
     """What torch finds in the way of MPS."""
+    threads.before_torch()
     import torch
 
     run_cpu = (Command("run", DEVICE="cpu"),)
