@@ -88,7 +88,7 @@ def test_platforms_are_a_list_with_commas_and_each_may_name_a_python():
 
 def test_a_lock_of_another_form_is_refused(tmp_path, monkeypatch):
     (tmp_path / "env" / "lock").mkdir(parents=True)
-    monkeypatch.setattr(wheels, "ROOT", tmp_path)
+    monkeypatch.setattr(locks, "ROOT", tmp_path)
     target = Target("linux-x86_64", "3.13")
     for text in (
         "",
@@ -116,7 +116,7 @@ def index(tmp_path, monkeypatch):
         for path in made
     ]
     (root / "env" / "lock" / "macos.txt").write_text("".join(lines))
-    monkeypatch.setattr(wheels, "ROOT", root)
+    monkeypatch.setattr(locks, "ROOT", root)
     locks.pins.cache_clear()
     for name, value in {"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(links)}.items():
         monkeypatch.setenv(name, value)
