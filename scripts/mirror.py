@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import threading
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -65,13 +64,11 @@ class _Given:
 
     def __init__(self) -> None:
         self.files, self.sent = 0, 0
-        self._lock = threading.Lock()
 
     def __call__(self, exchange: Exchange) -> None:
         if exchange.method != "GET" or exchange.status not in (200, 206):
             return
-        with self._lock:
-            self.files, self.sent = self.files + 1, self.sent + exchange.sent
+        self.files, self.sent = self.files + 1, self.sent + exchange.sent
         if exchange.sent >= LOGGED:
             cli.note(f"{exchange.client} {unquote(exchange.path)!a} {exchange.sent / 1e6:.1f} MB")
 

@@ -1,10 +1,12 @@
 """Thirty curls at once from `make mirror`, against nginx in the same run, taking turns: python -m tests.measure_mirror.
 
-It needs nginx (Debian: apt install nginx-light). Also: with one client stalled and one killed, and the mirror's memory.
+It needs nginx (Debian: apt install nginx-light). Also: with one client stalled and one killed, the mirror's memory, and
+a small GET beside 60 clients that take nothing and 60 half-sent requests.
 """
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import statistics
@@ -17,6 +19,7 @@ from urllib.parse import urlsplit
 
 from tests.bundle_kit import bundle_kit
 from tests.hub import big_file
+from tests.hub.raw import dial
 from tests.test_mirror import start
 
 SIZE = 269_060_552  # bytes: the starter's weights
@@ -55,6 +58,17 @@ def bad_client(address: str) -> socket.socket:
     return connection
 
 
+def small_gets(address: str) -> list[float]:
+    """Seconds of each, on one connection."""
+    connection, took = http.client.HTTPConnection(urlsplit(address).netloc), []
+    for _ in range(100):
+        started = time.perf_counter()
+        connection.request("GET", "/README")
+        connection.getresponse().read()
+        took.append(time.perf_counter() - started)
+    return took
+
+
 def nginx(place: Path, root: Path) -> tuple[subprocess.Popen[bytes], str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -90,6 +104,12 @@ def main() -> None:
                 took["mirror, one stalled, one killed"].append(seconds(f"{mirror.url}/kit/large.bin"))
                 stalled.close()
             memory = peak(mirror.process.pid)
+            bad = [bad_client(f"{mirror.url}/kit/large.bin") for _ in range(60)]
+            bad += [dial(mirror.url, "GET / HTTP/1.1\r\nHost: ") for _ in range(60)]
+            small = sorted(small_gets(mirror.url))
+            crowded = peak(mirror.process.pid)
+            for connection in bad:
+                connection.close()
         finally:
             other.terminate()
             other.wait()
@@ -99,7 +119,8 @@ def main() -> None:
         print(f"{name:32} {statistics.median(each):.2f} s ({min(each):.2f} to {max(each):.2f}), {rate:.2f} GB/s")
     ratios = [theirs / ours for theirs, ours in zip(took["nginx"], took["mirror"], strict=True)]
     print(f"rate of the mirror over nginx: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-    print(f"the mirror's memory at its peak: {memory:.0f} MB")
+    print(f"the mirror's memory at its peak: {memory:.0f} MB; with 120 bad clients: {crowded:.0f} MB")
+    print(f"a small GET beside them: {statistics.median(small) * 1000:.1f} ms, at most {small[-1] * 1000:.1f}")
 
 
 if __name__ == "__main__":

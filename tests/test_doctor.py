@@ -14,14 +14,16 @@ import pytest
 from kit.doctor import before_venv, hub, in_venv
 from kit.doctor import check as checks
 from kit.doctor.check import FAIL, OK, WARN
+from kit.environment import lock as locks
 from kit.environment.machine import Machine
 from kit.errors import KitError
 from kit.paths import ROOT
 from scripts.hints import words
 from tests.conftest import clean_environment, copy_kit, own_file, run_command
 
-FIRST_STAGE = ["kit/errors", "kit/paths", "kit/files", "kit/settings", "kit/environment/machine", "kit/models/registry"]
-FIRST_STAGE += ["kit/models/folder", "kit/doctor/check", "kit/doctor/before_venv", "scripts/doctor"]
+FIRST_STAGE = ["kit/errors", "kit/paths", "kit/files", "kit/settings", "kit/environment/machine"]
+FIRST_STAGE += ["kit/environment/lock", "kit/models/registry", "kit/models/folder"]
+FIRST_STAGE += ["kit/doctor/check", "kit/doctor/before_venv", "scripts/doctor"]
 
 
 def listed() -> list[checks.Listed]:
@@ -72,6 +74,7 @@ def test_the_first_stage_parses_on_python_3_9_and_imports_the_standard_library_a
         "kit",
         "scripts",
         "__future__",
+        "ast",
         "collections",
         "contextlib",
         "dotenv",  # settings, where there is an environment
@@ -85,7 +88,7 @@ def test_the_first_stage_parses_on_python_3_9_and_imports_the_standard_library_a
         "os",
         "pathlib",
     }
-    allowed |= {"platform", "re", "resource", "shutil", "subprocess", "sys", "tomllib", "typing"}
+    allowed |= {"operator", "platform", "re", "resource", "shutil", "subprocess", "sys", "tomllib", "typing"}
     for node in ast.walk(tree):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -192,9 +195,8 @@ def venv(tmp_path, monkeypatch) -> Path:
     (folder / "bin").mkdir()
     (folder / "bin" / "python").touch()
     (folder / "ready").write_text(f"{folder}\n")
-    lock = (ROOT / "env" / "lock" / "linux.txt").read_text()
-    for name, versions in before_venv.pins(lock).items():
-        (packages / f"{name.replace('-', '_')}-{versions[0]}.dist-info").mkdir()
+    for name, version in {pin.name: pin.version for pin in reversed(locks.read("env/lock/linux.txt"))}.items():
+        (packages / f"{name.replace('-', '_')}-{version}.dist-info").mkdir()
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -9,11 +10,8 @@ import subprocess
 
 import pytest
 
-from kit.errors import KitError
-from kit.models import registry
-from kit.models.registry import Model, ModelFile
-from kit.offline.hub_endpoints import HubServer, served
-from tests.hub import serve_folder
+from kit.offline import hub_endpoints
+from tests.hub import HubServer, serve_folder
 from tests.hub.raw import ask
 
 CONTENT = bytes(range(256)) * 40
@@ -63,10 +61,15 @@ def test_a_range_gives_these_bytes_and_no_others(hub, asked, first, stop):
     assert reply.headers["Content-Range"] == f"bytes {first}-{stop - 1}/10240"
 
 
-@pytest.mark.parametrize("asked", ["10240-", "9-3", "-0", "-", "", "a-b", "0-1,5-6", "+1-2", "0x1-", "9" * 30 + "-"])
+@pytest.mark.parametrize("asked", ["10240-", "-0", "9" * 30 + "-"])
 def test_a_range_that_cannot_be_had_is_refused_with_the_size(hub, asked):
     reply = ask(hub.url, FILE, Range=f"bytes={asked}")
     assert (reply.status, reply.body, reply.headers["Content-Range"]) == (416, b"", "bytes */10240")
+
+
+@pytest.mark.parametrize("asked", ["9-3", "-", "", "a-b", "0x1-", "9" * 5000 + "-"])
+def test_what_is_no_range_is_refused(hub, asked):
+    assert ask(hub.url, FILE, Range=f"bytes={asked}").status == 400
 
 
 def test_a_resume_of_another_version_gets_the_whole_file(hub):
@@ -158,21 +161,18 @@ def test_a_file_that_changed_meanwhile_is_not_served(altered_hub, folder, spoil)
     assert ask(altered_hub.url, "/org/name/resolve/main/config.json").status == 200
 
 
+def test_out_of_open_files_is_no_changed_file(altered_hub, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hub_endpoints.Path, "open", refuse)
+        assert ask(altered_hub.url, FILE).status == 503
+    assert ask(altered_hub.url, FILE).status == 200
+
+
 def test_no_token_is_asked_for_and_none_is_used(hub):
     for headers in ({}, {"Authorization": "Bearer hf_whatever"}):
         assert ask(hub.url, FILE, **headers).status == 200
         assert ask(hub.url, "/api/models/org/name/auth-check", **headers).status == 200
         assert ask(hub.url, "/api/whoami-v2", **headers).status == 401
-
-
-def test_a_model_of_the_registry_is_served_where_it_is_whole(models):
-    file = ModelFile("config.json", 3, hashlib.sha256(b"{}\n").hexdigest())
-    model = Model("x", "X", "base", "MIT", "org/x", "a" * 40, True, 128, (file,), None)
-    with pytest.raises(KitError, match="the model x is not"):
-        served(model)
-    model.folder.mkdir()
-    (model.folder / "config.json").write_text("{}\n")
-    with HubServer([served(model)]) as hub:
-        assert ask(hub.url, f"/org/x/resolve/{'a' * 40}/config.json").body == b"{}\n"
-    with pytest.raises(KitError, match="does not come from the Hub"):
-        served(registry.find("starter"))

@@ -18,7 +18,7 @@ from kit.offline.mirror import of_this_machine
 from scripts.mirror import another
 from tests.bundle_kit import LICENCES, MODEL_FILES, BundleKit, bundle_kit, sha256
 from tests.conftest import clean_environment, run_command
-from tests.hub.raw import ask, dial
+from tests.hub.raw import ask, dial, wait_until
 
 BIN = Path(sys.executable).parent
 REVISION = {name: sha256(name.encode())[:40] for name in ("tiny", "guarded", "starter")}
@@ -40,10 +40,11 @@ class Running:
         return self.process.communicate(timeout=PATIENCE)[1]
 
 
-def start(room: BundleKit, *words: str, lines: int = 2, **env: str) -> Running:
+def start(room: BundleKit, *words: str, lines: int = 2, before: str = ":", **env: str) -> Running:
+    """`before` is what the shell does first."""
     command = [sys.executable, "-m", "scripts.mirror", "--bundle", str(room.folder), "--port", "0", *words]
     process = subprocess.Popen(
-        command,
+        ["sh", "-c", f'{before}; exec "$@"', "sh", *command],
         cwd=room.kit,
         env=clean_environment() | {"KIT_DOTENV": "", "PYTHONUNBUFFERED": "1"} | env,
         stdout=subprocess.PIPE,
@@ -268,6 +269,27 @@ def test_a_client_that_is_killed_and_one_that_stalls_do_not_slow_the_others(room
             assert len(ask(mirror.url, "/kit/large.bin").body) == 60_000_000
         assert time.monotonic() - started < 5
         stalled.close()
+    finally:
+        said = mirror.stop()
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("before", "allowed"), [("ulimit -S -n 256", {b"200"}), ("ulimit -n 128", {b"200", b"503"})], ids=["soft", "hard"]
+)
+def test_more_clients_than_files_may_be_open_harm_nobody(room, before, allowed):
+    """256 is a Mac's usual, and can be raised; where it cannot, who is left out is told to come later."""
+    (room.folder / "kit" / "large.bin").write_bytes(bytes(20_000_000))
+    room.seal()
+    mirror = start(room, before=before)
+    try:
+        takers = [dial(mirror.url, "GET /kit/large.bin HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(150)]
+        assert {taker.recv(12)[9:] for taker in takers} <= allowed
+        half_asked = [dial(mirror.url, "GET / HTTP/1.1\r\nX-Slow: ") for _ in range(30)]
+        assert f"{ask(mirror.url, '/README').status}".encode() in allowed
+        for connection in (*takers, *half_asked):
+            connection.close()
+        wait_until(lambda: ask(mirror.url, "/README").status == 200)
     finally:
         said = mirror.stop()
     assert "Traceback" not in said

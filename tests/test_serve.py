@@ -15,9 +15,8 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, Repositor
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from kit.files import sha256
-from kit.offline.hub_endpoints import HubServer
 from tests.conftest import run_command
-from tests.hub import big_file, serve_folder, tiny_model
+from tests.hub import HubServer, big_file, serve_folder, tiny_model
 from tests.hub.raw import past_proxies
 from tests.hub.tiny_model import REVISION
 

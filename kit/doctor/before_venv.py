@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kit import settings
 from kit.doctor.check import FAIL, OK, WARN, Listed, Outcome, skipped
+from kit.environment import lock as locks
 from kit.environment import machine
 from kit.errors import Command, KitError
 from kit.models import folder as model_folder
@@ -130,42 +131,16 @@ def check_environment() -> Outcome:
         return Outcome(FAIL, ".venv is unfinished", (Command("setup"),))
     if Path(place) != VENV:
         return Outcome(FAIL, f".venv was made for {place} and moved", (Command("setup"),))
-    lock = ROOT / "env" / "lock" / ("macos.txt" if sys.platform == "darwin" else "linux.txt")
-    pinned = pins(lock.read_text())
+    lock = "env/lock/macos.txt" if sys.platform == "darwin" else "env/lock/linux.txt"
+    pinned = locks.read(lock)
     if (VENV / "lock-dev.txt").exists():
-        pinned.update(pins((ROOT / "env" / "lock" / "dev.txt").read_text()))
-    differing = differences(pinned, installed(VENV))
+        pinned += locks.read(locks.DEVELOPMENT)
+    present = locks.installed(VENV)
+    differing = locks.differences(pinned, present)
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         return Outcome(FAIL, f"not what the lock says: {', '.join(differing[:3])}{more}", (Command("clean setup"),))
-    return Outcome(OK, f"{len(pinned)} packages, as env/lock/{lock.name} says")
-
-
-def pins(lock: str) -> dict[str, list[str]]:
-    """Package -> the versions that the lock allows (some differ by Python version)."""
-    found: dict[str, list[str]] = {}
-    for name, version in re.findall(r"^([a-z0-9._-]+)==([^\s;]+)", lock, re.MULTILINE):
-        found.setdefault(name, []).append(version)
-    return found
-
-
-def installed(venv: Path) -> dict[str, str]:
-    """Package -> version, from the names of the .dist-info folders."""
-    found = {}
-    for folder in venv.glob("lib/python*/site-packages/*.dist-info"):
-        name, _, version = folder.name[: -len(".dist-info")].rpartition("-")
-        found[re.sub(r"[-_.]+", "-", name).lower()] = version
-    return found
-
-
-def differences(pinned: dict[str, list[str]], present: dict[str, str]) -> list[str]:
-    """What is missing, of another version, or not in the lock."""
-    found = [
-        f"{name} is {present.get(name, 'missing')} and not {' or '.join(versions)}"
-        for name, versions in sorted(pinned.items())
-        if present.get(name) not in versions
-    ]
-    return found + [f"{name} is not in the lock" for name in sorted(set(present) - set(pinned))]
+    return Outcome(OK, f"{len(present)} packages, as {lock} says")
 
 
 def check_model(name: str) -> Outcome:

@@ -1,17 +1,20 @@
 """The lock: which packages, in which versions, with which files, for each platform and Python.
 
-Standard library alone, without `packaging`: a machine that is set up from a bundle has no package yet.
+Standard library alone, without `packaging`: a machine that is set up from a bundle has no package yet. Parsed by
+Python 3.9 too: the doctor's first stage reads locks before there is an environment.
 """
 
 from __future__ import annotations
 
 import ast
+import operator
 import platform
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from pathlib import Path
 
 from kit.errors import Command, KitError, WrongUsage
 from kit.paths import ROOT
@@ -23,9 +26,10 @@ PLATFORMS = {
     "macos-arm64": ("macos.txt", "darwin", "arm64"),
 }
 
-
 PYTHONS = ("3.11", "3.12", "3.13")
 
+DEVELOPMENT = "env/lock/dev.txt"
+NEXT = "git checkout env/lock"
 
 PIN = re.compile(
     r"^(?P<name>[a-z0-9][a-z0-9.-]*)==(?P<version>[^\s;]+)(?: ; (?P<marker>[^\\\n]+?))? \\\n"
@@ -56,11 +60,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Pin:
-    """One package of a lock: any file with one of these sha256 is it."""
+    """One package of a lock, where `marker` holds ("": everywhere). Any file with one of these sha256 is it."""
 
     name: str
     version: str
-    sha256: frozenset[str]
+    marker: str
+    sha256: tuple[str, ...]
 
 
 def this() -> Target:
@@ -94,57 +99,91 @@ def targets(asked: str, python: str) -> list[Target]:
 @cache
 def pins(target: Target) -> tuple[Pin, ...]:
     """What the lock installs on `target`. Raises KitError where the lock is missing or of another form."""
-    path = ROOT / target.lock
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise KitError(f"{target.lock} cannot be read: {error.strerror}.", "git checkout env/lock") from error
     _, system, machine = PLATFORMS[target.platform]
     facts = {"sys_platform": system, "platform_machine": machine, "python_full_version": target.python}
     facts["platform_python_implementation"] = "CPython"
-    entries = list(PIN.finditer(text))
-    if len(entries) != len(re.findall(r"^[a-z0-9][^ ]*==", text, re.MULTILINE)) or not entries:
-        raise KitError(f"{target.lock} has lines that are of another form.", "git checkout env/lock")
-    return tuple(
-        Pin(entry["name"], entry["version"], frozenset(re.findall(r"sha256:(\w{64})", entry["hashes"])))
-        for entry in entries
-        if not entry["marker"] or _holds(_parsed(entry["marker"]), facts)
-    )
+    return tuple(pin for pin in read(target.lock) if not pin.marker or _holds(_parsed(pin.marker), facts))
+
+
+def read(lock: str) -> list[Pin]:
+    """Every pin of a lock, wherever it is for. Raises KitError where it is missing or of another form."""
+    try:
+        text = (ROOT / lock).read_text(encoding="utf-8")
+    except OSError as error:
+        raise KitError(f"{lock} cannot be read: {error.strerror}.", NEXT) from error
+    found = parse(text)
+    if len(found) != len(re.findall(r"^[a-z0-9][^ ]*==", text, re.MULTILINE)) or not found:
+        raise KitError(f"{lock} has lines that are of another form.", NEXT)
+    return found
+
+
+def parse(text: str) -> list[Pin]:
+    """The pins in the text of a lock; what is of another form is left out."""
+    return [
+        Pin(entry["name"], entry["version"], entry["marker"] or "", tuple(re.findall(r"sha256:(\w+)", entry["hashes"])))
+        for entry in PIN.finditer(text)
+    ]
+
+
+# --- The markers of the locks (PEP 508), which are Python expressions too ---------------------------------------------
+
+
+COMPARISONS = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.GtE: operator.ge}
 
 
 def _parsed(marker: str) -> ast.expr:
     try:
-        return ast.parse(marker.strip(), mode="eval").body
+        return ast.parse(marker, mode="eval").body
     except SyntaxError:
-        raise KitError(f"a lock has a marker that the kit cannot read: {marker}.", "git checkout env/lock") from None
+        raise _unreadable() from None
 
 
 def _holds(marker: ast.expr, facts: dict[str, str]) -> bool:
-    """The markers of the locks (PEP 508), which are Python expressions too: names, strings, ==, !=, <, >=, and, or."""
-    match marker:
-        case ast.BoolOp(op=ast.And(), values=values):
-            return all(_holds(value, facts) for value in values)
-        case ast.BoolOp(op=ast.Or(), values=values):
-            return any(_holds(value, facts) for value in values)
-        case ast.Compare(left=ast.Name(id=name), ops=[comparison], comparators=[ast.Constant(value=str(value))]) if (
-            name in facts
-        ):
-            left: Any = facts[name]
-            right: Any = value
-            if name == "python_full_version":
-                left, right = (tuple(map(int, version.split("."))) for version in (left, right))
-            match comparison:
-                case ast.Eq():
-                    return bool(left == right)
-                case ast.NotEq():
-                    return bool(left != right)
-                case ast.Lt():
-                    return bool(left < right)
-                case ast.GtE():
-                    return bool(left >= right)
-    raise KitError("a lock has a marker that the kit cannot read.", "git checkout env/lock")
+    """Names, strings, ==, !=, <, >=, and, or: what is in the locks and no more. Raises KitError."""
+    if isinstance(marker, ast.BoolOp):
+        every = all if isinstance(marker.op, ast.And) else any
+        return every([_holds(value, facts) for value in marker.values])
+    if not isinstance(marker, ast.Compare) or len(marker.ops) > 1 or type(marker.ops[0]) not in COMPARISONS:
+        raise _unreadable()
+    name, value = marker.left, marker.comparators[0]
+    if not isinstance(name, ast.Name) or name.id not in facts or not isinstance(value, ast.Constant):
+        raise _unreadable()
+    fact, asked = facts[name.id], str(value.value)
+    compare = COMPARISONS[type(marker.ops[0])]
+    return bool(compare(_version(fact), _version(asked)) if name.id == "python_full_version" else compare(fact, asked))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
+
+
+def _unreadable() -> KitError:
+    return KitError("a lock has a marker that the kit cannot read.", NEXT)
+
+
+# --- What is installed ------------------------------------------------------------------------------------------------
 
 
 def normal(name: str) -> str:
     """A package's name as the index and the locks write it (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def installed(venv: Path) -> dict[str, str]:
+    """Package -> version, from the names of the .dist-info folders."""
+    folders = venv.glob("lib/python*/site-packages/*.dist-info")
+    names = [folder.name[: -len(".dist-info")].rpartition("-") for folder in folders]
+    return {normal(name): version for name, _, version in names}
+
+
+def differences(pinned: Iterable[Pin], present: dict[str, str]) -> list[str]:
+    """What is missing, of another version, or not pinned. Where a package has several pins, each of them is right."""
+    versions: dict[str, list[str]] = {}
+    for pin in pinned:
+        versions.setdefault(pin.name, []).append(pin.version)
+    found = [
+        f"{name} is {present.get(name, 'missing')} and not {' or '.join(allowed)}"
+        for name, allowed in sorted(versions.items())
+        if present.get(name) not in allowed
+    ]
+    return found + [f"{name} is not in the lock" for name in sorted(set(present) - set(versions))]

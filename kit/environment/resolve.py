@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
+from kit.environment import lock as locks
 from kit.errors import KitError
 from kit.paths import ROOT
 
@@ -29,7 +30,7 @@ MACOS = "sys_platform == 'darwin' and platform_machine == 'arm64'"
 # Compiled for the oldest macOS that torch has wheels for.
 MACOS_TARGET = {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
 
-CUDA_PACKAGE = re.compile(r"^(nvidia-|triton|cuda-)", re.MULTILINE)
+CUDA = ("nvidia-", "triton", "cuda-")  # what the names of its packages begin with
 
 
 def rebuild() -> list[Path]:
@@ -44,13 +45,18 @@ def rebuild() -> list[Path]:
     linux.write_text(merge_hashes(linux.read_text(), torch["version"], list(torch["sha256"].values())))
     macos = compile_lock("macos.txt", "macOS on arm64", [MACOS], [runtime])
     # The tools share .venv with the rest, so they take the versions that are pinned there.
-    pins = "".join(sorted(set(shared_pins(linux.read_text()) + shared_pins(macos.read_text()))))
-    dev = compile_lock("dev.txt", "Lint and tests on both", [LINUX, MACOS], [development], constraint=pins)
-    locks = [linux, macos, dev]
-    for lock in locks:
-        if found := CUDA_PACKAGE.search(lock.read_text()):
-            raise KitError(f"{lock.name} holds a CUDA package ({found[0]}…).", "git checkout env/lock")
-    return locks
+    pins = {
+        f"{pin.name}=={pin.version}{pin.marker and f' ; {pin.marker}'}\n"
+        for lock in (linux, macos)
+        for pin in locks.parse(lock.read_text())
+        if pin.name != "torch"  # its version differs by platform
+    }
+    shared = "".join(sorted(pins))
+    dev = compile_lock("dev.txt", "Lint and tests on both", [LINUX, MACOS], [development], constraint=shared)
+    for lock in (linux, macos, dev):
+        if found := [pin.name for pin in locks.parse(lock.read_text()) if pin.name.startswith(CUDA)]:
+            raise KitError(f"{lock.name} holds a CUDA package ({found[0]}).", locks.NEXT)
+    return [linux, macos, dev]
 
 
 def compile_lock(name: str, scope: str, environments: list[str], sources: list[Path], constraint: str = "") -> Path:
@@ -99,18 +105,14 @@ def merge_hashes(lock: str, version: str, hashes: list[str]) -> str:
 
     Raises KitError where the lock has another torch, or uv saw a wheel that is not among them.
     """
-    entry = re.compile(rf"^(torch=={re.escape(version)} .*?)((?: \\\n    --hash=sha256:\w+)+)", re.MULTILINE)
-    found = entry.search(lock)
-    if not found:
+    torch = [pin for pin in locks.parse(lock) if (pin.name, pin.version) == ("torch", version)]
+    if not torch:
         raise KitError(f"the Linux lock has no torch=={version} with a hash.", "see CONTRIBUTING.md, «Locks»")
-    seen = re.findall(r"sha256:(\w+)", found[2])
+    seen = torch[0].sha256
     if unknown := set(seen) - set(hashes):
         raise KitError(f"a torch {version} wheel has a hash that env/torch-wheels.toml does not list: {unknown.pop()}.")
-    lines = "".join(f" \\\n    --hash=sha256:{value}" for value in sorted(hashes))
-    return lock[: found.start()] + found[1] + lines + lock[found.end() :]
+    return lock.replace(_lines(seen), _lines(sorted(hashes)))
 
 
-def shared_pins(lock: str) -> list[str]:
-    """The lock's packages but torch, whose version differs by platform, as constraints: `name==version ; marker`."""
-    pins = re.findall(r"^(\S+==[^\s;]+)( ; [^\\\n]+)?", lock, re.MULTILINE)
-    return [f"{pin}{marker.rstrip()}\n" for pin, marker in pins if not pin.startswith("torch==")]
+def _lines(hashes: Iterable[str]) -> str:
+    return " \\\n".join(f"    --hash=sha256:{value}" for value in hashes)

@@ -1,31 +1,39 @@
-"""A read-only HTTP server for large files: a thread a connection, GET and HEAD only.
+"""The mirror's HTTP server: uvicorn on a thread of its own, and what a room asks of it beyond that.
 
-It knows HTTP and nothing of what it serves: a subclass turns each Request into an Answer. http.server's own server
-looks up its host name at start (seconds on some networks); this one asks no one.
+Who sends or takes nothing for a minute is let go, files go out of handles that were checked, whoever watches is told.
 """
 
 from __future__ import annotations
 
-import re
+import asyncio
+import logging
+import os
+import resource
 import socket
-import socketserver
-import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
-from typing import Any, BinaryIO, Protocol, Self
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import BinaryIO, Self
+
+import anyio
+import h11
+import uvicorn
+from starlette.responses import FileResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kit.errors import KitError
 
 # Seconds in which a client must send or take something. An idle connection is closed too; clients open another.
-TIMEOUT = 60.0
-# Clients that may wait to be accepted: a room of 30, each with 8 downloads at once (socketserver's own 5 refuses them).
+TIMEOUT = 60
+# Clients that may wait to be accepted: a room of 30, each with 8 downloads at once.
 BACKLOG = 512
-# What is read of a body that was refused: closing on unread bytes would reset the connection before the answer arrives.
-DRAIN_SECONDS, DRAIN_BYTES = 1.0, 1 << 20
+# Open files to ask for: 5,000 clients with a file each. macOS refuses more, whatever its hard limit says.
+OPEN_FILES = 10_240
+# Bytes read and sent at once: 0.8 of nginx's rate, where 64 KiB, starlette's own, reach 0.24 (docs/measurements.md).
+PIECE = 1 << 19
 
 
 @dataclass(frozen=True)
@@ -34,50 +42,65 @@ class Exchange:
 
     client: str
     method: str
-    path: str
+    path: str  # as sent: percent-encoded
     status: int
     sent: int  # bytes of the body
 
 
 class Server:
-    """Listens from the moment it is made, on threads of its own, until close(). Raises KitError where it cannot."""
+    """Serves `app` from the moment it is made, on a thread of its own, until close(). Raises KitError where it cannot.
+
+    `on_request` is called after each reply, whole or not, on one thread of its own: it may take its time.
+    """
 
     def __init__(
         self,
+        app: ASGIApp,
         host: str = "127.0.0.1",
         port: int = 0,
         on_request: Callable[[Exchange], None] = lambda exchange: None,
         timeout: float = TIMEOUT,
     ) -> None:
-        self.timeout = timeout
-        self._on_request = on_request
+        # Said to be TCP, so that asyncio switches Nagle's algorithm off: with it each small answer takes 44 ms.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._listener = _Listener((host, port), self)
+            listener.bind((host, port))
+            listener.listen()
         except OSError as error:
             raise KitError(f"cannot listen on {host}:{port}: {error.strerror or error}.", "try another port") from error
-        self.host, self.port = host, int(self._listener.server_address[1])
-        # How often the loop looks whether it is to end: what close() waits for.
-        self._thread = threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True)
+        self.host, self.port = host, int(listener.getsockname()[1])
+        self._watcher = ThreadPoolExecutor(1)
+        config = uvicorn.Config(
+            _watched(app, lambda exchange: self._watcher.submit(on_request, exchange)),
+            http=_Connection,
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            proxy_headers=False,  # a client could say that it is another
+            server_header=False,
+            headers=[("Server", "base-model-kit")],
+            timeout_keep_alive=timeout,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=1,
+            backlog=BACKLOG,
+            # A client takes two files, its connection and what it is sent. Whom that leaves out is told so (503).
+            limit_concurrency=max(1, (_open_files() - 32) // 2),
+        )
+        self._server = _Uvicorn(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listener],), daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
         return f"http://{self.host}:{self.port}"
 
-    def answer(self, request: Request) -> Answer:
-        """What to reply to a GET or a HEAD. Called from many threads at once."""
-        raise NotImplementedError
-
-    def finished(self, request: Request, status: int, sent: int) -> None:
-        """Called after each reply, whole or not, on the thread of its connection."""
-        self._on_request(Exchange(request.client, request.method, request.path, status, sent))
-
     def close(self) -> None:
         """Stops listening and cuts the connections that are open."""
-        self._listener.shutdown()
-        self._listener.server_close()
-        self._listener.cut_connections()
+        self._server.should_exit = True
         self._thread.join()
+        self._watcher.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -86,216 +109,110 @@ class Server:
         self.close()
 
 
-class _Listener(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    block_on_close = False
-    allow_reuse_address = True
-    request_queue_size = BACKLOG
+class _Uvicorn(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Where no more files can be opened, asyncio accepts again after a second, and need not say so each time."""
+        await anyio.to_thread.run_sync(int)  # anyio imports a part of itself at its first use, which is opening files
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, fault: None if "socket" in fault else loop.default_exception_handler(fault)
+        )
+        await super().startup(sockets)
 
-    def __init__(self, address: tuple[str, int], owner: Server) -> None:
-        self.owner = owner
-        self._open: set[socket.socket] = set()
-        super().__init__(address, _Connection)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        self._open.add(request)
-        super().process_request(request, client_address)
-
-    def shutdown_request(self, request: Any) -> None:
-        self._open.discard(request)
-        super().shutdown_request(request)
-
-    def cut_connections(self) -> None:
-        for connection in list(self._open):
-            with suppress(OSError):  # it ended on its own
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is nothing to report; a fault of the server's own is."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """At once: uvicorn would wait for transfers to end."""
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+        await super().shutdown(sockets)
 
 
-class _Connection(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # with it each small answer takes 40 ms
-    server: _Listener
+class _Connection(H11Protocol):
+    """uvicorn waits for ever for the end of a request, and for who takes nothing of the answer."""
 
-    def setup(self) -> None:
-        super().setup()
-        self.connection.settimeout(self.server.owner.timeout)
+    _stalled: asyncio.TimerHandle | None = None
 
-    def do_GET(self) -> None:
-        self._reply(self.server.owner.answer)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait_for_a_request()
 
-    do_HEAD = do_GET
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.IDLE:
+            self._wait_for_a_request()
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server refuses by itself: every other method (its 501), and what is no HTTP."""
-        self.close_connection = True
-        self.request_version = self.protocol_version  # what could not be read counts as HTTP/0.9, which has no status
-        if code == HTTPStatus.NOT_IMPLEMENTED:
-            self._reply(lambda request: Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": "GET, HEAD"}))
-        else:
-            self._send_head(Answer(code))
+    def _wait_for_a_request(self) -> None:
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
-    def handle_expect_100(self) -> bool:
-        return True  # no body is welcome: the answer comes at once
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again(self.transport.get_write_buffer_size())
 
-    def _reply(self, answer_to: Callable[[Request], Answer]) -> None:
-        path, _, query = self.path.partition("?")
-        headers = {name.lower(): str(value) for name, value in self.headers.items()}
-        request = Request(self.command, path, query, headers, self.client_address[0])
-        has_body = self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers
-        self.close_connection |= has_body
-        answer, sent = answer_to(request), 0
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled:
+            self._stalled.cancel()
+
+    def _look_again(self, untaken: int) -> None:
+        self._stalled = self.loop.call_later(self.timeout_keep_alive, self._let_go, untaken)
+
+    def _let_go(self, untaken: int) -> None:
+        """Where none of these bytes has been taken since."""
+        now = self.transport.get_write_buffer_size()
+        self._look_again(now) if now < untaken else self.transport.abort()
+
+
+def _open_files() -> int:
+    """How many files this process may have open, now that it has asked for more: 256 is a Mac's usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+def _watched(app: ASGIApp, on_request: Callable[[Exchange], object]) -> ASGIApp:
+    async def watch(scope: Scope, receive: Receive, send: Send) -> None:
+        status = sent = 0
+
+        async def count(message: Message) -> None:
+            nonlocal status, sent
+            await send(message)
+            status = message.get("status", status)
+            sent += len(message.get("body", b"")) if scope["method"] != "HEAD" else 0
+
         try:
-            self._send_head(answer)
-            if self.command != "HEAD":
-                sent = answer.body.send(self.connection)
-                self.close_connection |= sent < answer.body.size
+            await app(scope, receive, count)
+        except Exception as error:  # uvicorn ends the connection
+            # Of a disk that fails and a file that is cut short meanwhile, each client hears; a fault of ours is news.
+            if not isinstance(error, OSError | h11.LocalProtocolError):
+                logging.getLogger(__name__).exception("a fault of the mirror")
+            raise
         finally:
-            answer.body.close()
-            self.server.owner.finished(request, answer.status, sent)
-        if has_body:
-            self._drain()
+            client, _ = scope["client"] or ("one that has gone", 0)
+            on_request(Exchange(client, scope["method"], scope["raw_path"].decode("ascii"), status, sent))
 
-    def _send_head(self, answer: Answer) -> None:
-        headers = {"Date": self.date_time_string(), "Server": "base-model-kit", **answer.headers}
-        headers["Content-Length"] = str(answer.body.size)
-        if self.close_connection:
-            headers["Connection"] = "close"
-        self.send_response_only(answer.status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def _drain(self) -> None:
-        with suppress(OSError):
-            self.connection.shutdown(socket.SHUT_WR)
-            self.connection.settimeout(DRAIN_SECONDS)
-            left = DRAIN_BYTES
-            while left > 0 and (piece := self.rfile.read(min(left, 1 << 16))):
-                left -= len(piece)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: who wants to know passes on_request."""
+    return watch
 
 
-# --- What a server is asked, and what it replies ----------------------------------------------------------------------
+class FilePart(FileResponse):
+    """An open file, or the part of it that is asked for. Closes it."""
 
+    chunk_size = PIECE
 
-@dataclass(frozen=True, eq=False)
-class Request:
-    """What a client asks. `path` and `query` as sent: still percent-encoded, and anything at all may be in them."""
+    def __init__(self, file: BinaryIO, headers: Mapping[str, str], media_type: str) -> None:
+        # No path, so that nothing but the handle can be sent.
+        super().__init__("", headers=headers, media_type=media_type, stat_result=os.fstat(file.fileno()))
+        self._file = file
 
-    method: str
-    path: str
-    query: str
-    headers: Mapping[str, str]  # names in small letters
-    client: str
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":  # a range is of a GET alone (RFC 9110, 14.2)
+            scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
+        with self._file:
+            await super().__call__(scope, receive, send)
 
-
-class Body(Protocol):
-    """What follows the headers: `size` bytes."""
-
-    @property
-    def size(self) -> int: ...
-
-    def send(self, connection: socket.socket) -> int:
-        """The bytes that the client took. Fewer than `size`: the connection ends here."""
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Text:
-    """A small body that is in memory."""
-
-    data: bytes = b""
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    def send(self, connection: socket.socket) -> int:
-        try:
-            connection.sendall(self.data)
-        except OSError:
-            return 0
-        return len(self.data)
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class FilePart:
-    """`size` bytes of an open file from `start` on. The kernel copies them: 1.5 GB/s on loopback."""
-
-    file: BinaryIO
-    start: int
-    size: int
-
-    def send(self, connection: socket.socket) -> int:
-        if not self.size:
-            return 0
-        self.file.seek(self.start)
-        with suppress(OSError):  # the client went away, or took nothing for too long
-            connection.sendfile(self.file, self.start, self.size)
-        # Whatever ended it, sendfile leaves the file's position behind the last byte sent.
-        return self.file.tell() - self.start
-
-    def close(self) -> None:
-        self.file.close()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A status, headers (Content-Length, Date and Server are added), a body. To a HEAD, the body is not sent."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body = field(default_factory=Text)
-
-
-# --- A file, or the part of it that a client asks for (RFC 9110, 14) --------------------------------------------------
-
-
-def part_of(
-    request: Request, size: int, etag: str, opened: Callable[[], BinaryIO | None], more: Mapping[str, str]
-) -> Answer | None:
-    """The answer to a GET or HEAD for a file of `size` bytes, with `more` headers. None where it cannot be opened."""
-    headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": etag, **more}
-    asked = _asked_range(request, etag)
-    part = range(size) if asked is None else _part(asked, size)
-    if asked is not None and not part:
-        return Answer(416, {"Content-Range": f"bytes */{size}", **more})
-    content = opened()
-    if content is None:
-        return None
-    if asked is not None:
-        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
-    return Answer(200 if asked is None else 206, headers, FilePart(content, part.start, len(part)))
-
-
-def _asked_range(request: Request, etag: str) -> str | None:
-    """What stands behind `Range: bytes=`, where it counts (RFC 9110).
-
-    Not for a HEAD, nor with another ETag in If-Range: that asks for the whole of the file as it is now.
-    """
-    unit, _, asked = request.headers.get("range", "").partition("=")
-    if request.method == "HEAD" or unit != "bytes" or request.headers.get("if-range", etag) != etag:
-        return None
-    return asked
-
-
-def _part(asked: str, size: int) -> range:
-    """The bytes of `first-last`, `first-` or `-count`; none for what cannot be had, several ranges among it."""
-    match = re.fullmatch(r"([0-9]{0,19})-([0-9]{0,19})", asked)
-    if match is None or asked == "-":
-        return range(0)
-    first, last = match.groups()
-    if not first:
-        return range(max(0, size - int(last)), size)
-    return range(int(first), min(int(last) + 1, size) if last else size)
+    @asynccontextmanager
+    async def _open_file(self) -> AsyncIterator[anyio.AsyncFile[bytes]]:
+        yield anyio.wrap_file(self._file)

@@ -6,80 +6,77 @@ from which the client makes its exceptions. Nothing is offered of Xet, so client
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import parse_qs, unquote
 
-from kit.errors import Command, KitError
-from kit.models import folder as model_folder
-from kit.models.registry import Model, ModelFile
-from kit.offline import http_server
-from kit.offline.http_server import TIMEOUT, Answer, Exchange, Request, Server, Text
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from kit.models.registry import ModelFile
+from kit.offline.http_server import FilePart
 
 
-class HubApi:
-    """Answers for some models, one revision each."""
+def app(routes: Iterable[Route]) -> Starlette:
+    """`routes`, no accounts, and the Hub's error for whatever else is asked for."""
+    whoami = Route("/api/whoami-v2", lambda request: error(401, "", "This server has no accounts: it needs no token."))
+    return Starlette(routes=[whoami, *routes], exception_handlers={404: lambda request, error: no_model()})
 
-    def __init__(self, models: Iterable[ServedModel]) -> None:
-        self._models = {model.repo_id: model for model in models}
 
-    def answer(self, request: Request) -> Answer:
-        match [unquote(part) for part in request.path.split("/")]:
-            case ["", "api", "whoami-v2"]:
-                return error(401, "", "This server has no accounts: it needs no token.")
-            case ["", "api", "models", *rest]:
-                model, tail = self._find(rest)
-                return self._about(request, model, tail) if model else _no_model()
-            case ["", *rest]:
-                model, tail = self._find(rest)
-                if model and tail[:1] == ["resolve"] and len(tail) > 2:
-                    return self._file(request, model, tail[1], "/".join(tail[2:]))
-                return error(404, "", "Not found") if model else _no_model()
-        return error(400, "", "Not a path")
+def routes(model: ServedModel) -> list[Route]:
+    """What can be asked of a model."""
 
-    def _find(self, parts: list[str]) -> tuple[ServedModel | None, list[str]]:
-        """The model that a path begins with, `owner/name` or `name`, and the rest of the path."""
-        for length in (2, 1):
-            if model := self._models.get("/".join(parts[:length])):
-                return model, parts[length:]
-        return None, []
+    def info(request: Request) -> Response:
+        known = _has_revision(model, request.path_params.get("revision", "main"))
+        return _info(model) if known else _no_revision()
 
-    def _about(self, request: Request, model: ServedModel, tail: list[str]) -> Answer:
-        match tail:
-            case ["auth-check"]:
-                return Answer(200, {"X-Repo-Commit": model.revision})
-            case [] | ["revision", _]:
-                return _info(model) if not tail or _has_revision(model, tail[1]) else _no_revision()
-            case ["tree", revision, *folders]:
-                if not _has_revision(model, revision):
-                    return _no_revision()
-                recursive = parse_qs(request.query).get("recursive", [""])[-1].lower() in ("true", "1")
-                return _tree(model, "/".join(folders), recursive)
+    def tree(request: Request) -> Response:
+        if not _has_revision(model, request.path_params["revision"]):
+            return _no_revision()
+        recursive = request.query_params.get("recursive", "").lower() in ("true", "1")
+        return _tree(model, request.path_params.get("folder", ""), recursive)
+
+    def access(request: Request) -> Response:
+        return Response(headers={"X-Repo-Commit": model.revision})
+
+    def nothing(request: Request) -> Response:
         return error(404, "", "Not found")
 
-    def _file(self, request: Request, model: ServedModel, revision: str, path: str) -> Answer:
-        if not _has_revision(model, revision):
+    def file(request: Request) -> Response:
+        if not _has_revision(model, request.path_params["revision"]):
             return _no_revision()
+        path = request.path_params["path"]
         file = next((file for file in model.files if file.path == path), None)
         if file is None:
             return _no_entry(model)
         headers = {"X-Repo-Commit": model.revision}
         if file.lfs:
             headers |= {"X-Linked-Etag": file.etag, "X-Linked-Size": str(file.size)}
-        answer = http_server.part_of(request, file.size, file.etag, lambda: open_file(model, file), headers)
-        return answer or error(500, "", "The file is no longer whole on this server")
+        return send_file(model, file, headers)
+
+    about = f"/api/models/{model.repo_id}"
+    return [
+        Route(about, info),
+        Route(about + "/revision/{revision:path}", info),
+        Route(about + "/tree/{revision}", tree),
+        Route(about + "/tree/{revision}/{folder:path}", tree),
+        Route(about + "/auth-check", access),
+        Route(about + "/{rest:path}", nothing),
+        Route(f"/{model.repo_id}/resolve/{{revision}}/{{path:path}}", file),
+    ]
 
 
 def _has_revision(model: ServedModel, revision: str) -> bool:
     return revision in (model.revision, "main")
 
 
-def _info(model: ServedModel) -> Answer:
+def _info(model: ServedModel) -> Response:
     about = {
         "id": model.repo_id,
         "modelId": model.repo_id,
@@ -98,7 +95,7 @@ def _sibling(file: ServedFile) -> dict[str, Any]:
     return facts | ({"lfs": lfs} if file.lfs else {})
 
 
-def _tree(model: ServedModel, folder: str, recursive: bool) -> Answer:
+def _tree(model: ServedModel, folder: str, recursive: bool) -> Response:
     """What is in a folder of the model ("" is all of it), in one page."""
     prefix = f"{folder}/" if folder else ""
     entries: dict[str, dict[str, Any]] = {}
@@ -121,31 +118,29 @@ def _entry(file: ServedFile) -> dict[str, Any]:
     return facts | ({"lfs": lfs} if file.lfs else {})
 
 
-def _json(value: Any, model: ServedModel) -> Answer:
-    headers = {"Content-Type": "application/json; charset=utf-8", "X-Repo-Commit": model.revision}
-    return Answer(200, headers, Text(json.dumps(value).encode()))
+def _json(value: Any, model: ServedModel) -> Response:
+    return JSONResponse(value, headers={"X-Repo-Commit": model.revision})
 
 
-def error(status: int, code: str, message: str) -> Answer:
+def error(status: int, code: str, message: str) -> Response:
     """An error as the Hub words it. `code` is its X-Error-Code, or ""; never put what a client sent into `message`."""
-    headers = {"Content-Type": "application/json; charset=utf-8", "X-Error-Message": message}
-    return Answer(
-        status, headers | ({"X-Error-Code": code} if code else {}), Text(json.dumps({"error": message}).encode())
-    )
+    headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+    return JSONResponse({"error": message}, status, headers)
 
 
-def _no_model() -> Answer:
+def no_model() -> Response:
     return error(404, "RepoNotFound", "Repository not found")
 
 
-def _no_revision() -> Answer:
+def _no_revision() -> Response:
     return error(404, "RevisionNotFound", "Invalid rev id")
 
 
-def _no_entry(model: ServedModel) -> Answer:
+def _no_entry(model: ServedModel) -> Response:
     """With the commit, so that a client remembers that this commit has no such file."""
     answer = error(404, "EntryNotFound", "Entry not found")
-    return Answer(answer.status, {**answer.headers, "X-Repo-Commit": model.revision}, answer.body)
+    answer.headers["X-Repo-Commit"] = model.revision
+    return answer
 
 
 # --- Model folders as a Hub has them ----------------------------------------------------------------------------------
@@ -182,14 +177,6 @@ class ServedModel:
     files: tuple[ServedFile, ...]
 
 
-def served(model: Model) -> ServedModel:
-    """A model of the registry, from its folder. Raises KitError where it is not whole, or is not on the Hub."""
-    if model.repo_id is None:
-        raise KitError(f"the model {model.name} does not come from the Hub.", Command("setup"), " fetches it")
-    model_folder.check(model)
-    return served_folder(model.repo_id, model.revision, model.folder, model.files)
-
-
 def served_folder(repo_id: str, revision: str, folder: Path, files: Iterable[ModelFile]) -> ServedModel:
     return ServedModel(repo_id, revision, folder, tuple(_served_file(folder, file) for file in files))
 
@@ -209,40 +196,34 @@ def git_id(kind: str, content: bytes) -> str:
     return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).hexdigest()
 
 
+def send_file(
+    model: ServedModel, file: ServedFile, headers: dict[str, str], media_type: str = "application/octet-stream"
+) -> Response:
+    """The file, or the part of it that is asked for."""
+    try:
+        content = open_file(model, file)
+    except OSError:
+        return error(503, "", "This server has as many files open as it may. Ask again in a moment")
+    if content is None:
+        return error(500, "", "The file is no longer whole on this server")
+    return FilePart(content, {"ETag": file.etag, **headers}, media_type)
+
+
 def open_file(model: ServedModel, file: ServedFile) -> BinaryIO | None:
-    """The regular file of that size that was listed, or None. Below the folder no symbolic link is followed."""
+    """The regular file of that size that was listed, or None. Below the folder no symbolic link is followed.
+
+    Raises OSError where no more files can be opened: that says nothing of this one.
+    """
     path = model.folder.resolve() / file.path
     try:
         if path.resolve(strict=True) != path or not path.is_file():
             return None
         content = path.open("rb", buffering=0)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise
         return None
     if os.fstat(content.fileno()).st_size != file.size:
         content.close()
         return None
     return content
-
-
-# --- A read-only Hub --------------------------------------------------------------------------------------------------
-
-
-__all__ = ["HubServer", "ServedFile", "ServedModel", "served", "served_folder"]
-
-
-class HubServer(Server):
-    """Serves `models` to whoever reaches `host` and `port` (0: any free one), and ignores a token that is sent."""
-
-    def __init__(
-        self,
-        models: Iterable[ServedModel],
-        host: str = "127.0.0.1",
-        port: int = 0,
-        on_request: Callable[[Exchange], None] = lambda exchange: None,
-        timeout: float = TIMEOUT,
-    ) -> None:
-        self._api = HubApi(models)
-        super().__init__(host, port, on_request, timeout)
-
-    def answer(self, request: Request) -> Answer:
-        return self._api.answer(request)

@@ -105,7 +105,7 @@ def _targets(sums: Sums) -> list[Target]:
     """The targets for which a bundle has everything."""
     there = set(bundle.wheels_in(sums).values())
     every = [Target(platform, python) for platform in locks.PLATFORMS for python in locks.PYTHONS]
-    return [target for target in every if all(there & pin.sha256 for pin in locks.pins(target))]
+    return [target for target in every if all(there.intersection(pin.sha256) for pin in locks.pins(target))]
 
 
 def _model(model: Model, paths: list[str], sums: Sums) -> list[Item]:

@@ -16,17 +16,20 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
-from kit.environment import lock as locks
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
 from kit.environment import wheels
 from kit.errors import Command, KitError
 from kit.models import licence, registry
 from kit.models.registry import Model, ModelFile
-from kit.offline import bundle, http_server, hub_endpoints
+from kit.offline import bundle, hub_endpoints
 from kit.offline.bundle import Sums
-from kit.offline.http_server import TIMEOUT, Answer, Exchange, Request, Server, Text
-from kit.offline.hub_endpoints import HubApi, ServedFile, ServedModel, open_file, served_folder
+from kit.offline.http_server import TIMEOUT, Exchange, Server
+from kit.offline.hub_endpoints import ServedFile, ServedModel, served_folder
 
 # The Hub name of a model that does not come from the Hub.
 OWN = "base-model-kit"
@@ -102,45 +105,39 @@ class Mirror(Server):
         on_request: Callable[[Exchange], None] = lambda exchange: None,
         timeout: float = TIMEOUT,
     ) -> None:
-        self._hub = HubApi(_served(stock, model) for model in stock.models)
-        self._tree = ServedModel("", stock.digest, stock.folder, tuple(_listed(stock)))
-        self._files = {file.path: file for file in self._tree.files}
-        self._closed = tuple(path for model in stock.kept_back for path in _paths_of(model))
-        self._index = _index(stock.sums)
-        super().__init__(host, port, on_request, timeout)
-
-    def answer(self, request: Request) -> Answer:
-        path = unquote(request.path).removeprefix("/")
-        if path.startswith(self._closed):
-            return hub_endpoints.error(403, "GatedRepo", "This model is gated, and this mirror does not hand it out")
-        if file := self._files.get(path):
-            opened = http_server.part_of(
-                request, file.size, file.etag, lambda: open_file(self._tree, file), {"Content-Type": _kind(path)}
-            )
-            return opened or hub_endpoints.error(500, "", "The file is no longer whole on this server")
-        if path == "simple" or path.startswith("simple/"):
-            return self._index_page(request.path, path)
-        if not path:
-            return Answer(
-                200, {"Content-Type": "text/plain; charset=utf-8"}, Text(b"base-model-kit mirror: see /README\n")
-            )
-        return self._hub.answer(request)
-
-    def _index_page(self, asked: str, path: str) -> Answer:
-        name = path.removeprefix("simple").strip("/")
-        if name != locks.normal(name) or (name and name not in self._index):
-            return hub_endpoints.error(404, "", "Not found")
-        if not path.endswith("/"):
-            return Answer(301, {"Location": f"/simple/{name}/" if name else "/simple/"})
-        links = self._index[name] if name else [f'<a href="{each}/">{each}</a>' for each in self._index]
-        page = "<!DOCTYPE html><html><body>\n" + "<br>\n".join(links) + "\n</body></html>\n"
-        return Answer(200, {"Content-Type": "text/html; charset=utf-8"}, Text(page.encode()))
+        routes = [route for model in stock.kept_back for route in _closed(model)]
+        routes += [route for model in stock.models for route in hub_endpoints.routes(_served(stock, model))]
+        routes += [*_index(stock.sums), *_tree(stock)]
+        super().__init__(hub_endpoints.app(routes), host, port, on_request, timeout)
 
 
-def _paths_of(model: Model) -> list[str]:
-    """What the paths of everything of a model begin with: in the bundle, and on the Hub."""
-    name = repo_id(model)
-    return [f"{bundle.MODELS}/{model.name}/", f"{name}/", f"api/models/{name}"]
+def _closed(model: Model) -> list[Route]:
+    """Everything of a gated model: in the bundle, and on the Hub."""
+
+    def refused(request: Request) -> Response:
+        return hub_endpoints.error(403, "GatedRepo", "This model is gated, and this mirror does not hand it out")
+
+    about = f"/api/models/{repo_id(model)}"
+    places = [f"/{bundle.MODELS}/{model.name}/", f"/{repo_id(model)}/", f"{about}/"]
+    return [Route(about, refused), *(Route(place + "{path:path}", refused) for place in places)]
+
+
+def _tree(stock: Shelf) -> list[Route]:
+    """The bundle itself, under whatever else has the address."""
+    tree = ServedModel("", stock.digest, stock.folder, tuple(_listed(stock)))
+    files = {file.path: file for file in tree.files}
+
+    def hello(request: Request) -> Response:
+        return PlainTextResponse("base-model-kit mirror: see /README\n")
+
+    def file(request: Request) -> Response:
+        path = request.path_params["path"]
+        if path not in files:
+            return hub_endpoints.no_model()
+        media_type = "application/octet-stream" if "/" in path else "text/plain"
+        return hub_endpoints.send_file(tree, files[path], {}, media_type)
+
+    return [Route("/", hello), Route("/{path:path}", file)]
 
 
 def _listed(stock: Shelf) -> Iterable[ServedFile]:
@@ -163,17 +160,23 @@ def _served(stock: Shelf, model: Model) -> ServedModel:
     return served_folder(repo_id(model), revision(model), folder, [*model.files, *more])
 
 
-def _index(sums: Sums) -> dict[str, list[str]]:
-    """The links of each package's page, with the sha256 that pip and uv compare."""
+def _index(sums: Sums) -> list[Route]:
+    """The package index: each package's page has links with the sha256 that pip and uv compare."""
     pages: dict[str, list[str]] = {}
     for name, sha256 in sorted(bundle.wheels_in(sums).items()):
         link = f'<a href="/{bundle.WHEELS}/{quote(name)}#sha256={sha256}">{html.escape(name)}</a>'
         pages.setdefault(wheels.package(name)[0], []).append(link)
-    return pages
+    pages[""] = [f'<a href="{each}/">{each}</a>' for each in pages]
 
+    def page(request: Request) -> Response:
+        name = request.path_params.get("name", "")
+        if name not in pages:
+            return hub_endpoints.error(404, "", "Not found")
+        if not request.url.path.endswith("/"):
+            return RedirectResponse(f"/simple/{name}/" if name else "/simple/", 301)
+        return HTMLResponse("<!DOCTYPE html><html><body>\n" + "<br>\n".join(pages[name]) + "\n</body></html>\n")
 
-def _kind(path: str) -> str:
-    return "text/plain; charset=utf-8" if "/" not in path else "application/octet-stream"
+    return [Route(path, page) for path in ("/simple", "/simple/", "/simple/{name}", "/simple/{name}/")]
 
 
 # --- The addresses under which other machines reach this one ----------------------------------------------------------

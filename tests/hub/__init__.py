@@ -20,11 +20,13 @@ from tests.hub.faults import (
 from tests.hub.gate import Account
 from tests.hub.misbehaving import MisbehavingHub, Order, Record
 from tests.hub.tiny_model import big_file, serve_folder, tiny_model
+from tests.hub.well_behaved import HubServer
 
 __all__ = [
     "Account",
     "Cut",
     "Delay",
+    "HubServer",
     "IgnoreRange",
     "MisbehavingHub",
     "Order",

@@ -1,17 +1,17 @@
-"""What can go wrong between a Hub and its client: one small class each."""
+"""What can go wrong between a Hub and its client: one small class each, and what spoils an answer."""
 
 from __future__ import annotations
 
-import itertools
-import socket
+import asyncio
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from email.utils import formatdate
+from socket import SO_LINGER, SOL_SOCKET
+from typing import Any
 
-from kit.offline.http_server import Body, FilePart, Text
+from starlette.types import Message, Receive, Send
 
 
 @dataclass(frozen=True)
@@ -80,70 +80,89 @@ class Delay:
 Fault = Cut | Stall | WrongBytes | IgnoreRange | Status | Redirect | OtherDate | Portal | Delay
 # These change the body, and there is none in the answer to a HEAD.
 OF_THE_BODY = (Cut, Stall, WrongBytes, IgnoreRange)
-
-
-@dataclass(frozen=True)
-class FaultyBody:
-    """Another body, sent badly: cut at `end` bytes, held at `stall_at` bytes; None where it is not."""
-
-    inner: Body
-    wrong: bool = False
-    end: int | None = None
-    reset: bool = False
-    stall_at: int | None = None
-    go_on: threading.Event = field(default_factory=threading.Event)
-    closing: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def size(self) -> int:
-        return self.inner.size
-
-    def close(self) -> None:
-        self.inner.close()
-
-    def send(self, connection: socket.socket) -> int:
-        sent = 0
-        with suppress(OSError):
-            for piece in self._pieces():
-                connection.sendall(piece)
-                sent += len(piece)
-                if sent == self.stall_at:
-                    self._wait(connection)
-                if self.closing.is_set():
-                    break
-            if self.reset and self.end is not None:
-                time.sleep(0.1)  # a reset throws away what the client has not read yet
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                # Closed for good and at once: socket.close() would wait for the handler's files, and say FIN first.
-                socket.close(connection.detach())
-        return sent
-
-    def _wait(self, connection: socket.socket) -> None:
-        """Until told to go on, the hub closes, or the client has gone."""
-        connection.setblocking(False)
-        while not self.go_on.wait(0.02) and not self.closing.is_set():
-            with suppress(BlockingIOError):
-                if not connection.recv(1, socket.MSG_PEEK):
-                    raise ConnectionAbortedError
-        connection.settimeout(10)
-
-    def _pieces(self) -> Iterator[bytes]:
-        """The body up to its end, broken where it stalls."""
-        end = self.size if self.end is None else min(self.end, self.size)
-        marks = sorted({0, end, min(self.stall_at or 0, end)})
-        if self.stall_at == 0:
-            yield b""
-        for first, last in itertools.pairwise(marks):
-            for start in range(first, last, 1 << 20):
-                piece = self._read(start, min(1 << 20, last - start))
-                yield piece.translate(TURNED) if self.wrong else piece
-
-    def _read(self, start: int, size: int) -> bytes:
-        if isinstance(self.inner, Text):
-            return self.inner.data[start : start + size]
-        assert isinstance(self.inner, FilePart)
-        self.inner.file.seek(self.inner.start + start)
-        return self.inner.file.read(size)
-
-
 TURNED = bytes(255 - value for value in range(256))
+
+
+class Gone(Exception):
+    """The connection has ended, by the fault or by its client."""
+
+
+class Connection:
+    """What HTTP's own interface (ASGI) does not reach: the connection of a request, in uvicorn."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._cycle: Any = receive.__self__  # type: ignore[attr-defined]
+
+    async def wait(self, over: threading.Event) -> None:
+        while not over.is_set():
+            if self._cycle.disconnected:
+                raise Gone
+            await asyncio.sleep(0.01)
+
+    async def end(self, reset: bool) -> None:
+        transport = self._cycle.transport
+        if reset:
+            while transport.get_write_buffer_size():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)  # a reset throws away what the client has not read yet
+            transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+        transport.close()
+        await self.wait(threading.Event())
+
+    def date(self, value: str) -> None:
+        others = [header for header in self._cycle.default_headers if header[0] != b"date"]
+        self._cycle.default_headers = [*others, (b"date", value.encode())]
+
+
+@dataclass
+class SpoiltBody:
+    """Passes an answer on through `send`, with one fault of its body."""
+
+    fault: Cut | Stall | WrongBytes
+    send: Send
+    connection: Connection
+    stopped: threading.Event
+    sent: int = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            return await self.send(message)
+        body, fault = message.get("body", b""), self.fault
+        if isinstance(fault, WrongBytes):
+            return await self.send(message | {"body": body.translate(TURNED)})
+        first = min(len(body), max(0, fault.after - self.sent))
+        reached = self.sent + first == fault.after
+        if reached and not (isinstance(fault, Stall) and self.stopped.is_set()):
+            await self.send({"type": "http.response.body", "body": body[:first], "more_body": True})
+            if isinstance(fault, Cut):
+                await self.connection.end(fault.reset)
+            await self.connection.wait(self.stopped)
+            body = body[first:]
+        self.sent += len(message.get("body", b""))
+        return await self.send(message | {"body": body})
+
+
+def redirected(fault: Redirect, path: str, send: Send) -> Send:
+    """A whole answer becomes a redirect; an error stays what it is."""
+    kept = (b"etag", b"x-repo-commit", b"x-linked-etag", b"x-linked-size")
+    redirects = False
+
+    async def redirect(message: Message) -> None:
+        nonlocal redirects
+        if message.get("status") in (200, 206):
+            redirects = True
+            headers = [header for header in message["headers"] if header[0] in kept]
+            headers += [(b"location", f"{fault.host}{path}".encode()), (b"content-length", b"0")]
+            await send({"type": "http.response.start", "status": 302, "headers": headers})
+        elif redirects and message["type"] == "http.response.body":
+            if not message.get("more_body"):
+                await send({"type": "http.response.body"})
+        else:
+            await send(message)
+
+    return redirect
+
+
+def date(fault: OtherDate) -> str:
+    return formatdate(time.time() + fault.skew, usegmt=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from urllib.parse import unquote
 
-from kit.offline.http_server import Answer, Request, Text
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Message, Send
+
 from kit.offline.hub_endpoints import error
 
 
@@ -27,7 +29,7 @@ def token_of(request: Request) -> str | None:
     return request.headers.get("authorization", "").removeprefix("Bearer ") or None
 
 
-def refusal(request: Request, gated: set[str], accounts: dict[str, Account]) -> Answer | None:
+def refusal(request: Request, gated: set[str], accounts: dict[str, Account]) -> Response | None:
     """Why this request is refused; None where it is not."""
     token = token_of(request)
     if token is not None and token not in accounts:
@@ -67,23 +69,33 @@ def refusal(request: Request, gated: set[str], accounts: dict[str, Account]) -> 
 def is_behind_gate(request: Request, repo_id: str) -> bool:
     """Files, the list of files, and the question itself; what is told about the model is open to all."""
     closed = (f"/{repo_id}/resolve/", f"/api/models/{repo_id}/tree/", f"/api/models/{repo_id}/auth-check")
-    return unquote(request.path).startswith(closed)
+    return request.scope["path"].startswith(closed)
 
 
-def whoami(account: Account) -> Answer:
+def whoami(account: Account) -> Response:
     token = {"displayName": f"{account.name}'s token", "role": account.role, "createdAt": "2024-09-25T00:00:00.000Z"}
     if account.role == "fineGrained":
         user = {"entity": {"_id": "0" * 24, "type": "user", "name": account.name}, "permissions": ["repo.content.read"]}
         token |= {"fineGrained": {"canReadGatedRepos": account.can_read_gated_repos, "global": [], "scoped": [user]}}
     about = {"type": "user", "id": "0" * 24, "name": account.name, "fullname": account.name, "isPro": False, "orgs": []}
-    return as_json(about | {"auth": {"type": "access_token", "accessToken": token}})
+    return JSONResponse(about | {"auth": {"type": "access_token", "accessToken": token}})
 
 
-def marked_gated(answer: Answer) -> Answer:
+def marked_gated(send: Send) -> Send:
     """What is told about a gated model says so."""
-    assert isinstance(answer.body, Text)
-    return as_json(json.loads(answer.body.data) | {"gated": "manual"})
+    start: Message = {}
 
+    async def mark(message: Message) -> None:
+        nonlocal start
+        if message["type"] == "http.response.start":
+            start = message
+        elif start["status"] != 200:
+            await send(start)
+            await send(message)
+        else:
+            body = json.dumps(json.loads(message["body"]) | {"gated": "manual"}).encode()
+            headers = [header for header in start["headers"] if header[0] != b"content-length"]
+            await send(start | {"headers": [*headers, (b"content-length", b"%d" % len(body))]})
+            await send(message | {"body": body})
 
-def as_json(value: object) -> Answer:
-    return Answer(200, {"Content-Type": "application/json; charset=utf-8"}, Text(json.dumps(value).encode()))
+    return mark

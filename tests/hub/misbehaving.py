@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from email.utils import formatdate
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from urllib.parse import unquote
 
-from kit.offline.http_server import Answer, Request, Text
-from kit.offline.hub_endpoints import HubServer, ServedModel, error
-from tests.hub import gate
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Message, Receive, Scope, Send
+
+from kit.offline.hub_endpoints import ServedModel, error
+from tests.hub import faults, gate
 from tests.hub.faults import (
     OF_THE_BODY,
+    Connection,
     Cut,
     Delay,
     Fault,
-    FaultyBody,
+    Gone,
     IgnoreRange,
     OtherDate,
     Portal,
     Redirect,
+    SpoiltBody,
     Stall,
     Status,
     WrongBytes,
 )
+from tests.hub.well_behaved import HubServer, hub_app
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Order:
         self.stopped.set()
 
     def meets(self, request: Request) -> bool:
-        path = unquote(request.path)
+        path = request.scope["path"]
         if self.left <= 0 or self.method not in (None, request.method):
             return False
         if request.method == "HEAD" and isinstance(self.fault, OF_THE_BODY):
@@ -80,10 +84,11 @@ class MisbehavingHub(HubServer):
     ) -> None:
         self.gated, self.accounts = set(gated), dict(accounts or {})
         self._orders: list[Order] = []
-        self._records: dict[Request, Record] = {}
+        self._records: list[Record] = []
         self._lock = threading.Lock()
-        self._closing = threading.Event()
-        super().__init__(models, host, port, timeout=timeout)
+        models = list(models)
+        self._by_the_rules = hub_app(models)
+        super().__init__(models, host, port, timeout=timeout, app=self._answer)
 
     def misbehave(self, path: str, fault: Fault, times: int | None = None, method: str | None = None) -> Order:
         """`fault` for requests of `path` (a glob of the whole path, or its end), always or that many times."""
@@ -100,7 +105,7 @@ class MisbehavingHub(HubServer):
     @property
     def requests(self) -> list[Record]:
         with self._lock:
-            return list(self._records.values())
+            return list(self._records)
 
     def asked(self, path: str, method: str | None = None) -> list[Record]:
         """The requests of a path (a glob, or its end), in order."""
@@ -110,82 +115,73 @@ class MisbehavingHub(HubServer):
             if (fnmatch(record.path, path) or record.path.endswith(f"/{path}")) and method in (None, record.method)
         ]
 
-    def answer(self, request: Request) -> Answer:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        record = Record(
+            request.method, scope["path"], request.headers.get("range"), request.headers.get("authorization")
+        )
         with self._lock:
-            record = self._records[request] = _record(request)
+            self._records.append(record)
             orders = [order for order in self._orders if order.meets(request)]
             for order in orders:
                 order.left -= 1
                 order.count += 1
+
+        async def note(message: Message) -> None:
+            record.status = message.get("status", record.status)
+            await send(message)
+            record.sent += len(message.get("body", b"")) if request.method != "HEAD" else 0
+
+        try:
+            await self._misbehave(orders, request, receive, note)
+        except Gone:
+            pass
+        finally:
+            record.done = True
+
+    async def _misbehave(self, orders: list[Order], request: Request, receive: Receive, send: Send) -> None:
+        connection = Connection(receive)
         for order in orders:
-            if isinstance(order.fault, Delay):
-                self._closing.wait(order.fault.seconds)
-            if isinstance(order.fault, IgnoreRange):
-                headers = {name: value for name, value in request.headers.items() if name != "range"}
-                request = replace(request, headers=headers)
+            match order.fault:
+                case Delay(seconds):
+                    await asyncio.sleep(seconds)
+                case IgnoreRange():
+                    request = Request(request.scope | {"headers": _without_range(request.scope)})
+                case OtherDate() as fault:
+                    connection.date(faults.date(fault))
+                case Redirect() as fault:
+                    send = faults.redirected(fault, request.scope["raw_path"].decode(), send)
+                case (Cut() | Stall() | WrongBytes()) as fault:
+                    send = SpoiltBody(fault, send, connection, order.stopped)
         answer = self._answer_in_place(orders) or self._answer_by_the_rules(request)
-        for order in orders:
-            answer = self._spoil(request, answer, order)
-        record.status = answer.status
-        return answer
+        about = {f"/api/models/{repo_id}" for repo_id in self.gated}
+        if answer is None and request.scope["path"].partition("/revision/")[0] in about:
+            send = gate.marked_gated(send)
+        await (answer or self._by_the_rules)(request.scope, receive, send)
 
-    def finished(self, request: Request, status: int, sent: int) -> None:
-        with self._lock:
-            record = self._records.setdefault(request, _record(request))
-            record.status, record.sent, record.done = status, sent, True
-        super().finished(request, status, sent)
-
-    def close(self) -> None:
-        self._closing.set()
-        super().close()
-
-    def _answer_in_place(self, orders: list[Order]) -> Answer | None:
+    def _answer_in_place(self, orders: list[Order]) -> Response | None:
         for order in orders:
             match order.fault:
                 case Status(status, retry_after, error_code, message):
                     answer = error(status, error_code, message)
-                    after = {} if retry_after is None else {"Retry-After": str(retry_after)}
-                    return replace(answer, headers={**answer.headers, **after})
+                    if retry_after is not None:
+                        answer.headers["Retry-After"] = str(retry_after)
+                    return answer
                 case Portal(page):
-                    return Answer(200, {"Content-Type": "text/html; charset=utf-8"}, Text(page.encode()))
+                    return HTMLResponse(page)
         return None
 
-    def _answer_by_the_rules(self, request: Request) -> Answer:
+    def _answer_by_the_rules(self, request: Request) -> Response | None:
+        """What this hub says where it is not the mirror's own answer."""
+        if request.method not in ("GET", "HEAD"):
+            return None
         if refusal := gate.refusal(request, self.gated, self.accounts):
             return refusal
-        if request.path == "/api/whoami-v2":
+        if request.scope["path"] == "/api/whoami-v2":
             token = gate.token_of(request)
             return gate.whoami(self.accounts[token]) if token else error(401, "", "Invalid username or password.")
-        answer = super().answer(request)
-        about = {f"/api/models/{repo_id}" for repo_id in self.gated}
-        path = unquote(request.path)
-        if answer.status == 200 and (path in about or path.partition("/revision/")[0] in about):
-            return gate.marked_gated(answer)
-        return answer
-
-    def _spoil(self, request: Request, answer: Answer, order: Order) -> Answer:
-        match order.fault:
-            case Redirect(host) if answer.status in (200, 206):
-                answer.body.close()
-                kept = ("ETag", "X-Repo-Commit", "X-Linked-Etag", "X-Linked-Size")
-                headers = {name: answer.headers[name] for name in kept if name in answer.headers}
-                return Answer(302, headers | {"Location": f"{host}{request.path}"})
-            case OtherDate(skew):
-                date = formatdate(time.time() + skew, usegmt=True)
-                return replace(answer, headers={**answer.headers, "Date": date})
-            case Cut(after, reset):
-                return replace(answer, body=replace(self._faulty(answer), end=after, reset=reset))
-            case Stall(after):
-                return replace(answer, body=replace(self._faulty(answer), stall_at=after, go_on=order.stopped))
-            case WrongBytes():
-                return replace(answer, body=replace(self._faulty(answer), wrong=True))
-        return answer
-
-    def _faulty(self, answer: Answer) -> FaultyBody:
-        body = answer.body
-        return body if isinstance(body, FaultyBody) else FaultyBody(body, closing=self._closing)
+        return None
 
 
-def _record(request: Request) -> Record:
-    headers = request.headers
-    return Record(request.method, unquote(request.path), headers.get("range"), headers.get("authorization"))
+def _without_range(scope: Scope) -> list[tuple[bytes, bytes]]:
+    return [header for header in scope["headers"] if header[0] != b"range"]
