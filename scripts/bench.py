@@ -58,15 +58,7 @@ def bench(
     try:
         if found.is_random:
             random_weights.ensure(found, progress)
-        plan = bench_plan.make(
-            found,
-            names(methods),
-            names(devices),
-            names(dtypes),
-            names(quants),
-            runs,
-            tokens,
-        )
+        plan = bench_plan.make(found, names(methods), names(devices), names(dtypes), names(quants), runs, tokens)
         bench_plan.prepare(plan, progress)
     finally:
         progress.end()

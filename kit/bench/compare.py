@@ -45,9 +45,7 @@ def _rows(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
         for label in left:
             if label in right:
                 yield from _changed(
-                    f"{label}: {measure}",
-                    left[label]["summary"].get(measure),
-                    right[label]["summary"].get(measure),
+                    f"{label}: {measure}", left[label]["summary"].get(measure), right[label]["summary"].get(measure)
                 )
     for label in {**left, **right}:
         states = [_state(side.get(label)) for side in (left, right)]
