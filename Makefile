@@ -10,8 +10,11 @@ SHELL := /bin/sh
 python := .venv/bin/python
 
 # What a person may set: `settings`, on the command line or in the environment, and `typed`, on the command line alone, so
-# that nothing set long ago overwrites, deletes, opens a port, or names something. Written from kit/settings.py.
-include env/variables.mk
+# that nothing set long ago overwrites, deletes, opens a port, or names something.
+table := env/variables.txt
+rows = $(shell awk -F ' *[|] *' '/^[A-Z]/ && $$4 != "-" && $$5 $(1) /typed/ { print $$1 }' $(table))
+settings := $(call rows,!~)
+typed := $(call rows,~)
 
 # They reach the scripts through the environment, letter for letter. A plain `export` would mangle `$` and run a
 # $(shell …) in a value.
@@ -142,7 +145,7 @@ lock: environment ## The locks, resolved anew from env/requirements*.in
 	@$(python) -m scripts.lock
 
 .PHONY: variables
-variables: environment ## What is written from the table of variables in kit/settings.py
+variables: environment ## What is written from the table of variables in env/variables.txt
 	@$(python) -m scripts.variables
 
 .PHONY: lint
@@ -184,7 +187,14 @@ $(starter): env/models.toml | environment
 
 .PHONY: help
 help: ## This list
-	@awk 'BEGIN { FS = ":.*## " } \
-	  /^takes-/ { split($$0, parts, " := "); takes[substr(parts[1], 7)] = " (" parts[2] ")" } \
+	@awk 'FILENAME ~ /variables/ { \
+	    if ($$0 !~ /^[A-Z]/) next; \
+	    split($$0, cell, / *[|] */); count = split(cell[4], verbs, " "); \
+	    for (number = 1; number <= count; number++) takes[verbs[number]] = takes[verbs[number]] " " cell[1]; \
+	    next } \
 	  /^##@/ { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z-]+:.*## / { printf "  make %-16s %s%s\n", $$1, $$2, takes[$$1] }' env/variables.mk $(firstword $(MAKEFILE_LIST))
+	  /^[a-z-]+:.*## / { \
+	    split($$0, part, /:.*## /); about = substr($$0, index($$0, "## ") + 3); names = takes[part[1]]; \
+	    if (part[1] ~ /^docker-/) names = takes[substr(part[1], 8)] takes["docker"]; \
+	    printf "  make %-16s %s%s\n", part[1], about, names == "" ? "" : " (" substr(names, 2) ")" }' \
+	  $(table) $(firstword $(MAKEFILE_LIST))

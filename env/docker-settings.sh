@@ -11,7 +11,7 @@ from_dotenv() {
   [ ! -f "$dotenv" ] || LC_ALL=C sed -n "s/^$1=//p" "$dotenv" | tail -n 1
 }
 
-# The names in env/variables.mk, from .env where the environment does not say; and .env itself for the container, which reads
+# The names that env/variables.txt marks with `shell`, from .env where the environment does not say; and .env itself for the container, which reads
 # and checks the rest: with a line for each line, and without the token, which is lent to a download alone.
 read_dotenv() {
   dotenv=${KIT_DOTENV:-.env}
@@ -19,7 +19,7 @@ read_dotenv() {
   [ -f "$dotenv" ] && [ -r "$dotenv" ] || die ".env cannot be read." "chmod 600 .env"
   (umask 077 && LC_ALL=C sed -e '/HF_TOKEN/s/.*/#/' -e '/hf_[A-Za-z0-9]\{8\}/s/.*/#/' "$dotenv" >"$work/settings") ||
     die "$work cannot be written to." "free some room there"
-  for name in $(sed -n 's/^before-container := //p' env/variables.mk); do
+  for name in $(awk -F ' *[|] *' '/^[A-Z]/ && $5 ~ /shell/ { print $1 }' env/variables.txt); do
     eval "given=\${$name:-}"
     said=$(from_dotenv "$name")
     [ -n "$given" ] || [ -z "$said" ] || export "$name=$said"

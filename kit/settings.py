@@ -20,27 +20,24 @@ from kit.paths import ROOT
 
 @dataclass(frozen=True)
 class Variable:
-    """A name that a person may set, for the `verbs` that take it (a library's own names have none).
-
-    `about` says what it does, `example` is its line in .env.example ("": it has none). `kind` is what its value must
-    be: text, flag, or a number from `low` to `high`. With `typed` it counts only where it is typed behind make, never
-    from the environment or .env: other programs export such names, or it overwrites, deletes or opens a port. With
-    `dotenv` it may stand in .env; with `container` the container gets it; with `shell` it is needed before there is
-    one.
+    """A row of env/variables.txt, whose head says what the columns are. `verbs` is empty for a library's own name; a
+    number goes from `low` to `high`.
     """
 
     name: str
-    verbs: str
+    kind: str
+    default: str | None
+    verbs: tuple[str, ...]
+    where: tuple[str, ...]
+    example: str
     about: str
-    default: str | None = None
-    kind: str = "text"
     low: int | None = None
     high: int | None = None
-    example: str = ""
-    typed: bool = False
-    dotenv: bool = True
-    container: bool = True
-    shell: bool = False
+
+    @property
+    def typed(self) -> bool:
+        """Whether it counts only where it is typed behind make."""
+        return "typed" in self.where
 
     @property
     def option(self) -> str:
@@ -53,153 +50,24 @@ class Variable:
         return {"JSON": "as_json", "FROM": "source"}.get(self.name, self.name.lower())
 
 
-# In the order in which they are listed; a row here is all that a variable needs beside its use.
-VARIABLES = (
-    Variable(
-        "MODEL",
-        "run login download gguf doctor verify bench bundle",
-        "The model of every verb: a section of env/models.toml. Without this file it is starter.",
-        "starter",
-        example="MODEL=llama-3.2-1b",
-    ),
-    Variable(
-        "HF_TOKEN",
-        "",
-        "A token of your Hugging Face account that reads gated models. This page makes one, with the right box "
-        "ticked:\n"
-        "https://huggingface.co/settings/tokens/new?canReadGatedRepos=true&tokenType=fineGrained",
-        example="HF_TOKEN=",
-        container=False,
-    ),
-    Variable(
-        "HF_ENDPOINT",
-        "",
-        "Another Hub, such as a mirror in the room. A token is sent to it over https only.",
-        example="#HF_ENDPOINT=http://192.168.1.10:8080",
-    ),
-    Variable(
-        "DEVICE",
-        "run verify",
-        "auto takes Apple's GPU (mps) where it works, else the cpu.",
-        "auto",
-        example="DEVICE=auto",
-    ),
-    Variable(
-        "METHOD",
-        "run verify",
-        "pipeline (least code), manual (full control) or llamacpp (llama.cpp, the fastest).",
-        "pipeline",
-        example="METHOD=pipeline",
-    ),
-    Variable("PROMPT", "run", "The text to complete.", example="#PROMPT=The capital of France is"),
-    Variable(
-        "PROMPT_FILE",
-        "run",
-        "The same from a file, byte for byte; - is standard input. In .env a PROMPT must do without quotes, $ and "
-        "backslashes.",
-        example="#PROMPT_FILE=prompt.txt",
-    ),
-    Variable(
-        "MAX_NEW_TOKENS",
-        "run",
-        "How many tokens a completion has at most.",
-        "50",
-        "integer",
-        low=1,
-        example="MAX_NEW_TOKENS=50",
-    ),
-    Variable(
-        "DTYPE",
-        "run verify",
-        "For pipeline and manual: auto is the number format of the weights; or bfloat16, float16, float32.",
-        "auto",
-        example="DTYPE=auto",
-    ),
-    Variable(
-        "QUANT",
-        "run gguf verify",
-        "For llamacpp: auto is the GGUF file that the model ships, else bf16; or bf16, q8_0, q4_0, and q4_1 where the "
-        "model ships it.",
-        "auto",
-        example="QUANT=auto",
-    ),
-    Variable(
-        "TEMPERATURE",
-        "run",
-        "0 is greedy decoding; above it tokens are drawn, the same ones for the same SEED.",
-        "0",
-        "number",
-        low=0,
-        example="TEMPERATURE=0",
-    ),
-    Variable("SEED", "run", "Same seed, same draw.", "0", "integer", low=0, high=2**63 - 1, example="SEED=0"),
-    Variable(
-        "JSON",
-        "run verify bench doctor",
-        "1: one JSON document on one line instead of text.",
-        kind="flag",
-        example="#JSON=0",
-    ),
-    Variable("RECORD", "run verify", "Write it down: a run, or a model's reference.", kind="flag", typed=True),
-    Variable("FROM", "run", "Repeat a run that was written down.", typed=True),
-    Variable("METHODS", "bench", "A list with commas.", "pipeline,manual,llamacpp", dotenv=False),
-    Variable("DEVICES", "bench", "auto: all that work.", "auto", dotenv=False),
-    Variable("DTYPES", "bench", "For pipeline and manual.", "", dotenv=False),
-    Variable("QUANTS", "bench", "For llamacpp.", "", dotenv=False),
-    Variable("RUNS", "bench", "After a warm-up.", "5", "integer", low=1, high=100, dotenv=False),
-    Variable("QUALITY", "bench", "Perplexity and agreement too.", kind="flag", dotenv=False),
-    Variable("REPO", "add-model", "The repository on the Hub: owner/name.", typed=True),
-    Variable("REVISION", "add-model", "A commit, or a branch to pin.", "main", typed=True),
-    Variable("NAME", "add-model", "What the kit calls it: MODEL=name.", typed=True),
-    Variable("A", "compare", "A report: reports/….json.", dotenv=False, container=False),
-    Variable("B", "compare", "Another of the same kind.", dotenv=False, container=False),
-    Variable("CODES", "readiness", "A file: a name and a code a line.", dotenv=False, container=False),
-    Variable("PLATFORM", "bundle", "What the wheels are for.", "", dotenv=False, container=False),
-    Variable("BUNDLE", "setup mirror", "A bundle: folder, tar or address.", "", dotenv=False, container=False),
-    Variable("SHA256", "setup", "The bundle's digest.", dotenv=False, container=False),
-    Variable("PYTHON", "setup", "The Python that makes .venv.", dotenv=False, container=False),
-    Variable("LISTEN", "mirror", "0.0.0.0: every network of this machine.", "127.0.0.1", typed=True, container=False),
-    Variable("PORT", "mirror", "", "8080", "integer", low=0, high=65535, dotenv=False, container=False),
-    Variable(
-        "ALLOW_GATED",
-        "mirror",
-        "Hand gated models out too: their licence then binds you.",
-        kind="flag",
-        typed=True,
-        container=False,
-    ),
-    Variable("FORCE", "verify purge", "Replace or remove what is there, unasked.", kind="flag", typed=True),
-    Variable(
-        "HTTPS_PROXY",
-        "",
-        "For the network of a company: its proxy, what goes around it, and the file with its certificates.",
-        example="#HTTPS_PROXY=http://proxy.example.com:3128",
-        container=False,
-        shell=True,
-    ),
-    Variable("HTTP_PROXY", "", "", container=False, shell=True),
-    Variable("NO_PROXY", "", "", example="#NO_PROXY=localhost,127.0.0.1", container=False, shell=True),
-    Variable("SSL_CERT_FILE", "", "", example="#SSL_CERT_FILE=/path/to/ca.pem", container=False, shell=True),
-    Variable(
-        "HF_HOME",
-        "",
-        "Where the Hub's client keeps the token that `make login` stores.",
-        example="#HF_HOME=/path/to/folder",
-        container=False,
-    ),
-    Variable("KIT_DEBUG", "", "1 shows where an error comes from.", example="#KIT_DEBUG=0"),
-    Variable(
-        "MEMORY",
-        "docker",
-        "For the container: its memory limit, and another base image (sudo sh env/local-base.sh makes this one).",
-        example="#MEMORY=6g",
-        container=False,
-        shell=True,
-    ),
-    Variable(
-        "BASE_IMAGE", "docker", "", example="#BASE_IMAGE=base-model-kit-base:bookworm", container=False, shell=True
-    ),
-)
+def _row(line: str) -> Variable:
+    name, kind, default, verbs, where, example, about = (cell.strip() for cell in line.split("|"))
+    kind, low, high = [*kind.split(":"), "", ""][:3]
+    return Variable(
+        name,
+        kind,
+        None if default == "-" else default.strip('"'),
+        () if verbs == "-" else tuple(verbs.split()),
+        tuple(where.split()),
+        "" if example == "-" else example,
+        about.replace("\\n", "\n"),
+        int(low) if low else None,
+        int(high) if high else None,
+    )
+
+
+TABLE = ROOT / "env" / "variables.txt"
+VARIABLES = tuple(_row(line) for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1].isupper())
 BY_NAME = {variable.name: variable for variable in VARIABLES}
 # The verbs that have a sister in the container.
 CONTAINER_VERBS = ("run", "verify", "bench", "download", "test")
@@ -209,7 +77,7 @@ def taken_by(verb: str) -> list[Variable]:
     """The variables of a verb of the Makefile, in the table's order."""
     if verb.startswith("docker-"):
         return taken_by(verb[len("docker-") :]) + taken_by("docker")
-    return [variable for variable in VARIABLES if verb in variable.verbs.split()]
+    return [variable for variable in VARIABLES if verb in variable.verbs]
 
 
 def counts(variable: Variable) -> bool:
@@ -336,7 +204,7 @@ def _values(path: Path, content: bytes) -> dict[str, str | None]:
 
 
 def may_stand_in_dotenv(name: str) -> bool:
-    return name in BY_NAME and BY_NAME[name].dotenv and not BY_NAME[name].typed
+    return name in BY_NAME and "dotenv" in BY_NAME[name].where
 
 
 def apply(settings: Settings) -> None:

@@ -78,10 +78,10 @@ def run(
     if prepare:
         generate.prepare(request, progress)
         return
+    show_model(request.model)
 
     def show_device(chosen: Device) -> None:
         progress.end()
-        show_model(request.model)
         cli.note(
             f"{request.method} on {chosen.name} ({chosen.reason}), {chosen.number_format} ({chosen.format_reason}) …"
         )

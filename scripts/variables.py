@@ -1,4 +1,4 @@
-"""What is written from the table of variables in kit/settings.py: one row there, and everything else follows."""
+"""What is written from the table of variables in env/variables.txt: one row there, and everything else follows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ FOR_MESSAGES = ("KIT_TYPED", "KIT_PROMPT_NAME", "KIT_CONTAINER=1")
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; fail where something is not as the table has it.")
 def variables(check: bool) -> None:
-    """Write env/variables.mk, .env.example, and the parts of docker-compose.yml and README.md that list variables."""
+    """Write .env.example, and the parts of docker-compose.yml and README.md that list variables."""
     behind = [path for path, text in written().items() if path.read_text(encoding="utf-8") != text]
     if check and behind:
         names = ", ".join(str(path.relative_to(ROOT)) for path in behind)
-        raise KitError(f"not as the table of variables in kit/settings.py has it: {names}.", Command("variables"))
+        raise KitError(f"not as the table of variables in env/variables.txt has it: {names}.", Command("variables"))
     for path in behind:
         path.write_text(written()[path], encoding="utf-8")
         cli.note(f"{path.relative_to(ROOT)} is written")
@@ -34,25 +34,10 @@ def written() -> dict[Path, str]:
     """Each file, as it should be."""
     compose, readme = ROOT / "docker-compose.yml", ROOT / "README.md"
     return {
-        ROOT / "env" / "variables.mk": makefile(),
         ROOT / ".env.example": example(),
         compose: environment(compose.read_text(encoding="utf-8")),
         readme: table(readme.read_text(encoding="utf-8")),
     }
-
-
-def makefile() -> str:
-    """What the Makefile includes and the shell looks names up in."""
-    lines = ["# Written by `make variables` from the table in kit/settings.py: do not edit."]
-    lines += [f"settings := {_names(v for v in VARIABLES if v.verbs and not v.typed)}"]
-    lines += [f"typed := {_names(v for v in VARIABLES if v.typed)}"]
-    lines += ["# What may stand in .env and has to be known before there is a container."]
-    lines += [f"before-container := {_names(v for v in VARIABLES if v.shell)}"]
-    lines += ["# For `make help`."]
-    verbs = dict.fromkeys(verb for variable in VARIABLES for verb in variable.verbs.split())
-    sisters = [f"docker-{verb}" for verb in settings.CONTAINER_VERBS if verb in verbs]
-    lines += [f"takes-{verb} := {_names(settings.taken_by(verb))}" for verb in [*verbs, *sisters] if verb != "docker"]
-    return "\n".join(lines) + "\n"
 
 
 def _names(listed: object) -> str:
@@ -76,7 +61,7 @@ def example() -> str:
 
 def environment(compose: str) -> str:
     """docker-compose.yml with the names that every service gets: by name, so the value of whoever calls."""
-    names = [*(v.name for v in VARIABLES if v.container), *FOR_MESSAGES]
+    names = [*(v.name for v in VARIABLES if "container" in v.where), *FOR_MESSAGES]
     lines = "".join(f"  - {name}\n" for name in names)
     return re.sub(r"(?<=^x-settings: &settings\n)(  - .*\n)+", lambda _: lines, compose, count=1, flags=re.MULTILINE)
 

@@ -99,12 +99,7 @@ def test_the_report_has_the_facts_of_a_manifest_and_nothing_of_a_person(done):
     document = done[2]
     assert {"kit", "python", "packages", "os", "cpu", "memory", "torch", "llamacpp"} <= set(document["facts"])
     assert set(document["model"]["files"]) >= {"model.safetensors", "starter-q4_1.gguf"}
-    assert document["request"] == {
-        "prompt": "Hello, who or what are you ?",
-        "new_tokens": 6,
-        "runs": 2,
-        "seed": 0,
-    }
+    assert document["request"] == {"prompt": "Hello, who or what are you ?", "new_tokens": 6, "runs": 2, "seed": 0}
     assert str(ROOT) not in json.dumps(document)
 
 
@@ -249,7 +244,7 @@ def test_with_mps_there_is_a_row_on_each_device(starter, monkeypatch):
     monkeypatch.setattr(devices, "mps_obstacle", lambda here, look: None)
     found = plan(starter)
     assert [(one.method, one.device) for one in found.combinations] == [
-        *(("manual", "cpu"), ("manual", "mps"), ("llamacpp", "cpu"), ("llamacpp", "mps")),
+        *(("manual", "cpu"), ("manual", "mps"), ("llamacpp", "cpu"), ("llamacpp", "mps"))
     ]
     assert found.without_mps == ""
 

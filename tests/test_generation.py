@@ -147,9 +147,7 @@ def test_the_model_is_not_copied_after_it_was_read(engine, starter, monkeypatch)
     moved = []
     real = transformers.LlamaForCausalLM.to
     monkeypatch.setattr(
-        transformers.LlamaForCausalLM,
-        "to",
-        lambda self, *a, **k: (moved.append((a, k)), real(self, *a, **k))[1],
+        transformers.LlamaForCausalLM, "to", lambda self, *a, **k: (moved.append((a, k)), real(self, *a, **k))[1]
     )
     engine(starter, "cpu").open()
     assert moved == []

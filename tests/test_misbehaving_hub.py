@@ -77,10 +77,7 @@ def test_the_client_goes_on_after_a_cut_and_survives_an_ignored_range(hub, conte
     ignored = hub.misbehave(NAME, IgnoreRange())
     assert download(hub, tmp_path) == content
     # What it had of a piece of 10 MiB is lost.
-    assert [record.range for record in hub.asked(NAME, "GET")] == [
-        None,
-        "bytes=10485760-",
-    ]
+    assert [record.range for record in hub.asked(NAME, "GET")] == [None, "bytes=10485760-"]
     assert (hub.asked(NAME, "GET")[1].status, ignored.count) == (200, 2)
 
 

@@ -78,7 +78,7 @@ def test_a_prompt_arrives_unchanged_and_nothing_in_it_runs(make_program, tmp_pat
     if not shutil.which(make_program):
         pytest.skip(f"no {make_program} on this machine")
     (tmp_path / "env").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "env" / "variables.mk", tmp_path / "env")
+    shutil.copy(ROOT / "env" / "variables.txt", tmp_path / "env")
     (tmp_path / "Makefile").write_text(
         (ROOT / "Makefile").read_text().replace("@$(python) -m scripts.run", f"@{sys.executable} echo_prompt.py")
     )

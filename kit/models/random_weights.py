@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kit import paths
 from kit.errors import Command
 from kit.files import Progress, silent, staged
 from kit.formats import from_gguf, llama, safetensors
@@ -31,38 +32,7 @@ HALF_WIDTH = 0.02 * math.sqrt(3)
 PIECE = 1 << 24  # weights at a time
 
 # meta-llama/Llama-3.2-1B's config.json, but for the ids of the tokenizer that stands in.
-CONFIG: dict[str, Any] = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "initializer_range": 0.02,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 16,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 32.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
+CONFIG: dict[str, Any] = json.loads((paths.ROOT / "env" / f"{NAME}.json").read_text(encoding="utf-8"))
 
 # The tokenizer is the starter's, padded; so is its licence.
 COPIED = ("generation_config.json", "tokenizer_config.json", "LICENSE")

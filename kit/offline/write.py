@@ -26,6 +26,7 @@ from kit.models import folder as model_folder
 from kit.models import licence
 from kit.models.registry import Model
 from kit.offline import bundle
+from kit.paths import ROOT
 
 # The wheels of one target, for the disk check: no lock says their sizes (docs/measurements.md: 257 MB for Linux).
 WHEELS_BYTES = 320_000_000
@@ -238,34 +239,13 @@ def _remove(path: Path) -> None:
 # --- The README of a bundle -------------------------------------------------------------------------------------------
 
 
-TEXT = """\
-base-model-kit, commit {commit}: a bundle for machines without a network
-{shown}
-  kit/        the source at that commit, as a clone has it
-  wheels/     Python packages, as env/lock/ pins them, for {targets}
-  models/     {names}
-  SHA256SUMS  the sha256 of every other file here
-
-Set up a clone of that commit (or a copy of kit/) from this folder, from its .tar, or from a mirror of it:
-
-  cp -R kit ~/base-model-kit && cd ~/base-model-kit
-  make setup BUNDLE=/path/to/this/folder SHA256=<digest>
-  make run
-
-The digest is what `make bundle` printed where this was made; ask for it by another way than the one that this came by.
-It is the sha256 of SHA256SUMS (shasum -a 256 SHA256SUMS). If you take kit/ from here and not from a clone, compare it
-before you run anything, and check the files: shasum -a 256 -c --quiet SHA256SUMS
-
-Licences
-{licences}"""
-
-
 def readme_text(commit: str, models: Iterable[Model], targets: Iterable[Target]) -> str:
     """The README for these models and targets."""
     models = list(models)
     duties = {model.name: licence.duty(model) for model in models}
     shown = sorted({duty.shown for duty in duties.values() if duty})
-    return TEXT.format(
+    text = (ROOT / "env" / "bundle-readme.txt").read_text(encoding="utf-8")
+    return text.format(
         commit=commit,
         shown="".join(f"\n{words}\n" for words in shown),
         targets=", ".join(f"{target.platform} with Python {target.python}" for target in targets),

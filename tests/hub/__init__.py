@@ -6,17 +6,7 @@
 
 from __future__ import annotations
 
-from tests.hub.faults import (
-    Cut,
-    Delay,
-    IgnoreRange,
-    OtherDate,
-    Portal,
-    Redirect,
-    Stall,
-    Status,
-    WrongBytes,
-)
+from tests.hub.faults import Cut, Delay, IgnoreRange, OtherDate, Portal, Redirect, Stall, Status, WrongBytes
 from tests.hub.gate import Account
 from tests.hub.misbehaving import MisbehavingHub, Order, Record
 from tests.hub.tiny_model import big_file, serve_folder, tiny_model

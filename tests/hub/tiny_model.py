@@ -116,9 +116,7 @@ def _tokenizer(tokens: list[str], merges: list[list[str]]) -> dict[str, object]:
             "type": "TemplateProcessing",
             "single": [begin, one],
             "pair": [begin, one, begin, two],
-            "special_tokens": {
-                SPECIAL[0]: {"id": SPECIAL[0], "ids": [ids[SPECIAL[0]]], "tokens": [SPECIAL[0]]},
-            },
+            "special_tokens": {SPECIAL[0]: {"id": SPECIAL[0], "ids": [ids[SPECIAL[0]]], "tokens": [SPECIAL[0]]}},
         },
         "decoder": byte_level,
         "model": model | {"vocab": ids, "merges": merges},
