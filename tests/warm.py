@@ -29,7 +29,13 @@ IMPORTS = Path(__file__).parents[1] / "kit" / "engines" / "imports.py"
 
 def serve(path: str) -> None:
     """Until whoever started it closes its standard input."""
+    # It imports its neighbours; and a thread that watches the processors would not be there behind a fork.
+    sys.path.insert(0, str(IMPORTS.parents[2]))
+    os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     runpy.run_path(str(IMPORTS))["import_all"]()
+    sys.path.pop(0)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "kit"]:
+        del sys.modules[name]  # a verb takes those of its own folder
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
