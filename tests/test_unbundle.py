@@ -171,7 +171,9 @@ PATHS = [
 @pytest.mark.parametrize("form", ["folder", "tar"])
 def test_a_path_in_the_list_that_leads_out_is_refused(room, form, path):
     room.add_line(path)
-    assert_refused(room, room.unbundle(getattr(room, form)), repr(path))
+    outside = path.startswith("/") or ".." in path.split("/")
+    why = "leads outside of the bundle" if outside else "is not a path that a bundle has"
+    assert_refused(room, room.unbundle(getattr(room, form)), repr(path), why)
 
 
 def test_a_list_that_is_none_is_refused(room):
