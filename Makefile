@@ -12,7 +12,7 @@ python := .venv/bin/python
 # What a person may set: `settings`, on the command line or in the environment, and `typed`, on the command line alone, so
 # that nothing set long ago overwrites, deletes, opens a port, or names something.
 table := env/variables.txt
-rows = $(shell awk -F ' *[|] *' '/^[A-Z]/ && $$4 != "-" && $$5 $(1) /typed/ { print $$1 }' $(table))
+rows = $(shell awk -F ' *[|] *' '/^[A-Z]/ && $$4 !~ /^-/ && $$5 $(1) /typed/ { print $$1 }' $(table))
 settings := $(call rows,!~)
 typed := $(call rows,~)
 

@@ -28,6 +28,13 @@ read_dotenv() {
 }
 
 check_settings() {
+  # Said before anything is built.
+  device=${DEVICE:-$(from_dotenv DEVICE)}
+  case $verb:$device,${DEVICES:-}, in run:mps,* | verify:mps,*)
+    die "DEVICE=mps cannot run in a container: containers have no Metal." "on the Mac itself: make $verb DEVICE=mps" ;;
+  bench:*,mps,*)
+    die "DEVICES=$DEVICES cannot run in a container: containers have no Metal." "on the Mac itself: make bench DEVICES=$DEVICES" ;;
+  esac
   case ${MEMORY:=6g} in
     [1-9]*[0-9][mM] | [1-9][gG] | [1-9]*[0-9][gG]) ;;
     *) die "MEMORY=$MEMORY is no size." "make docker-$verb MEMORY=6g" 2 ;;

@@ -47,7 +47,7 @@ def mirror(bundle: str, listen: str, port: int, allow_gated: bool) -> None:
     except KitError as error:
         other = ("another port: ", Command("mirror", BUNDLE=bundle, PORT=another(port)))
         hint = other if port else ("another LISTEN=",)
-        raise KitError(error.message, f"{hint}; LISTEN= is an address of this machine, or 0.0.0.0 for all") from error
+        raise KitError(error.message, *hint, "; LISTEN= is an address of this machine, or 0.0.0.0 for all") from error
     with server:
         _say_lines(stock, server)
         signal.sigwait(ends)

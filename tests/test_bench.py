@@ -130,7 +130,8 @@ def test_stdout_is_the_table_and_the_conclusions_and_so_is_the_file(done):
     assert re.search(r"\| llamacpp( \*)? \| cpu \| q4_1 \|", table)
     assert document["conclusions"]
     assert all(f"- {sentence}" in table for sentence in document["conclusions"])
-    assert "MPS against CPU stays open here" in table or document["without_mps"] is None
+    nothing = document["conclusions"][0].startswith("No conclusion")  # a busy machine
+    assert nothing or "MPS against CPU stays open here" in table or document["without_mps"] is None
 
 
 @pytest.mark.container

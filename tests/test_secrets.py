@@ -55,6 +55,7 @@ VERBS = [
     ["unbundle"],
     ["setup"],
     ["lock"],
+    ["variables", "--check"],
     ["logout"],
 ]
 SLOW_VERBS = [
