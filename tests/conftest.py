@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -145,9 +146,10 @@ def copy_linked(source: Path, target: Path) -> Path:
 
     def copy(one: str, other: str) -> None:
         if Path(one).stat().st_size > 50_000_000:
-            os.link(one, other)
-        else:
-            shutil.copy2(one, other)
+            with contextlib.suppress(OSError):  # another file system's, as in the container
+                os.link(one, other)
+                return
+        shutil.copy2(one, other)
 
     return Path(shutil.copytree(source, target, copy_function=copy))
 

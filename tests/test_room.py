@@ -133,7 +133,11 @@ def test_thirty_clients_at_once_all_end_with_verified_files(real, tmp_path):
     """Fifteen with hf and the starter, fifteen with the kit's own restore."""
     process, url = serve(real)
     sums = bundle.parse_sums((real.folder / "SHA256SUMS").read_bytes())
-    pinned = {path.removeprefix("models/starter/"): digest for path, digest in sums.items() if "models/starter" in path}
+    pinned = {
+        path.removeprefix("models/starter/"): digest
+        for path, digest in sums.items()
+        if path.startswith("models/starter/")
+    }
     slots = 30
 
     def with_hf(seat: int) -> None:
