@@ -60,12 +60,11 @@ def open_at(remote: Remote, have: int, method: str = "GET") -> http.client.HTTPR
             request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
         try:
             response: http.client.HTTPResponse = _opener(address).open(request, timeout=SOCKET_TIMEOUT)
+            return response
         except urllib.error.HTTPError as error:
             if error.code not in (301, 302, 303, 307, 308) or not error.headers.get("Location"):
                 raise
             address = redirected(address, error.headers["Location"])
-            continue
-        return response
     raise Broken(KitError(f"{network_errors.host(remote.url)} redirects in a circle.", "try again later"))
 
 
