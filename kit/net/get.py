@@ -51,9 +51,8 @@ def open_at(remote: Remote, have: int, method: str = "GET") -> http.client.HTTPR
     """The response to GET or HEAD from byte `have` on. Redirects are followed here: the token stays with its host."""
     address = remote.url
     for _ in range(MAX_REDIRECTS):
-        request = urllib.request.Request(
-            address, headers={"User-Agent": "base-model-kit", "Accept-Encoding": "identity"}, method=method
-        )
+        headers = {"User-Agent": "base-model-kit", "Accept-Encoding": "identity"}
+        request = urllib.request.Request(address, headers=headers, method=method)
         if have:
             request.add_header("Range", f"bytes={have}-")
         if takes_token(remote, address):

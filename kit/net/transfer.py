@@ -29,13 +29,17 @@ BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0)
 FIRST_TRIES = 1
 LONGEST_WAIT = 300.0  # seconds that a Retry-After is honoured; more is said to the person instead
 
+OnBytes = Callable[[int], None]
+OnTrouble = Callable[[str], None]
+Sleep = Callable[[float], None]
+
 
 def fetch(
     remote: Remote,
     partial: Path,
-    on_bytes: Callable[[int], None] = lambda have: None,
-    on_trouble: Callable[[str], None] = lambda text: None,
-    sleep: Callable[[float], None] = time.sleep,
+    on_bytes: OnBytes = lambda have: None,
+    on_trouble: OnTrouble = lambda text: None,
+    sleep: Sleep = time.sleep,
 ) -> None:
     """Completes `partial` and proves its sha256. `on_bytes` gets how many bytes it holds, `on_trouble` a line a retry.
 
@@ -60,13 +64,7 @@ def fetch(
         raise
 
 
-def _receive_all(
-    remote: Remote,
-    partial: Path,
-    on_bytes: Callable[[int], None],
-    on_trouble: Callable[[str], None],
-    sleep: Callable[[float], None],
-) -> str:
+def _receive_all(remote: Remote, partial: Path, on_bytes: OnBytes, on_trouble: OnTrouble, sleep: Sleep) -> str:
     """Receives until the size is reached; the sha256 of what is there then."""
     if partial.exists() and partial.stat().st_size > remote.size:
         partial.unlink()
@@ -92,7 +90,7 @@ def _receive_all(
         return hasher.hexdigest()
 
 
-def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_bytes: Callable[[int], None]) -> None:
+def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_bytes: OnBytes) -> None:
     """One try: from byte `have` to the end, or Broken."""
     try:
         response = get.open_at(remote, have)
