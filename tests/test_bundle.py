@@ -251,7 +251,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("margin", ["50_000_000", "-700_000_000"])
 def test_a_disk_that_is_too_small_is_said_before_the_first_byte_and_on_the_way(here, small_disk, margin):
-    writer = here.folder / "kit" / "offline" / "write.py"
+    writer = here.folder / "kit" / "offline" / "bundle.py"
     writer.write_text(writer.read_text().replace("MARGIN = 50_000_000", f"MARGIN = {margin}"))
     (here.folder / "filler").write_bytes(bytes(4_000_000))
     here.git("add", "-A")

@@ -281,3 +281,20 @@ def test_the_file_is_hashed_from_its_beginning_when_it_goes_on(tmp_path):
         transfer.fetch(remote, partial, on_trouble=said.append)
         assert partial.read_bytes() == content
         assert "wrong bytes, thrown away" in said[0]
+
+
+def test_a_line_that_breaks_again_and_again_still_brings_the_file(tmp_path):
+    """More often than there are buffers: none may be lost where a connection ends."""
+    content = bytes(range(256)) * 8000
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "config.json").write_text("{}")
+    (served / "file.bin").write_bytes(content)
+    said: list[str] = []
+    with MisbehavingHub([serve_folder(served, "free/x")]) as hub:
+        hub.misbehave("file.bin", Cut(after=100_000), times=2 * transfer.BUFFERS)
+        url = f"{hub.url}/free/x/resolve/main/file.bin"
+        remote = Remote(url, "file.bin", len(content), hashlib.sha256(content).hexdigest())
+        transfer.fetch(remote, tmp_path / "partial", on_trouble=said.append, sleep=lambda seconds: None)
+    assert (tmp_path / "partial").read_bytes() == content
+    assert len(said) == 2 * transfer.BUFFERS

@@ -310,7 +310,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_byte_and_on_the_way(t
     )
     (made.kit / "env/models.toml").write_text(toml.replace("size = 7000,", "size = 8000000,"))
     made.seal()
-    restore = made.kit / "kit" / "offline" / "install.py"
+    restore = made.kit / "kit" / "offline" / "bundle.py"
     restore.write_text(restore.read_text().replace("MARGIN = 50_000_000", f"MARGIN = {margin}"))
     shutil.copytree(made.kit, small_disk / "kit")
     room = BundleKit(small_disk / "kit", made.folder)

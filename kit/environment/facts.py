@@ -14,17 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from kit.environment import machine
+from kit.environment.lock import normal
 from kit.paths import ROOT
 
 # What changes how the libraries compute.
-DECIDING: tuple[str, ...] = (
-    "ATEN_CPU_CAPABILITY",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "MKL_CBWR",
-    "ONEDNN_MAX_CPU_ISA",
-)
-DECIDING += ("PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_FAST_MATH")
+DECIDING = ["ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"]
+DECIDING += ["PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_FAST_MATH"]
 
 
 def gather() -> dict[str, Any]:
@@ -72,15 +67,13 @@ def lock_sha256() -> str:
 
 def packages() -> dict[str, str]:
     """Every installed package and its version."""
-    found = {re.sub(r"[-_.]+", "-", package.name).lower(): package.version for package in metadata.distributions()}
-    return dict(sorted(found.items()))
+    return dict(sorted((normal(package.name), package.version) for package in metadata.distributions()))
 
 
 def cpu_model() -> str:
     if sys.platform == "darwin":
         return machine.sysctl("machdep.cpu.brand_string") or "unknown"
-    said = _cpuinfo("model name") or _cpuinfo("Model") or _cpuinfo("CPU part")
-    return said or "unknown"
+    return _cpuinfo("model name") or _cpuinfo("Model") or _cpuinfo("CPU part") or "unknown"
 
 
 def cpu_features() -> list[str]:

@@ -10,7 +10,6 @@ import ast
 import operator
 import platform
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -70,13 +69,11 @@ class Pin:
 
 def this() -> Target:
     """The machine and the Python that this runs on. Raises KitError for one that no lock is for."""
-    system, machine = platform.system(), platform.machine()
-    name = {"Linux": "linux", "Darwin": "macos"}.get(system, system) + "-" + {"arm64": "aarch64"}.get(machine, machine)
-    name = "macos-arm64" if name == "macos-aarch64" else name
-    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    if name not in PLATFORMS or python not in PYTHONS:
-        raise KitError(f"there is no lock for {system} on {machine} with Python {python}.", Command("doctor"))
-    return Target(name, python)
+    system, machine, python = platform.system(), platform.machine(), ".".join(platform.python_version_tuple()[:2])
+    for name, (_, *wanted) in PLATFORMS.items():
+        if wanted == [system.lower(), machine] and python in PYTHONS:
+            return Target(name, python)
+    raise KitError(f"there is no lock for {system} on {machine} with Python {python}.", Command("doctor"))
 
 
 def targets(asked: str, python: str) -> list[Target]:
@@ -102,7 +99,7 @@ def pins(target: Target) -> tuple[Pin, ...]:
     _, system, machine = PLATFORMS[target.platform]
     facts = {"sys_platform": system, "platform_machine": machine, "python_full_version": target.python}
     facts["platform_python_implementation"] = "CPython"
-    return tuple(pin for pin in read(target.lock) if not pin.marker or _holds(_parsed(pin.marker), facts))
+    return tuple(pin for pin in read(target.lock) if _holds(pin.marker, facts))
 
 
 def read(lock: str) -> list[Pin]:
@@ -131,34 +128,29 @@ def parse(text: str) -> list[Pin]:
 COMPARISONS = {ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.GtE: operator.ge}
 
 
-def _parsed(marker: str) -> ast.expr:
+def _holds(marker: str, facts: dict[str, str]) -> bool:
     try:
-        return ast.parse(marker, mode="eval").body
-    except SyntaxError:
-        raise _unreadable() from None
+        return not marker or _is_true(ast.parse(marker, mode="eval").body, facts)
+    except (SyntaxError, KeyError, ValueError):
+        raise KitError("a lock has a marker that the kit cannot read.", NEXT) from None
 
 
-def _holds(marker: ast.expr, facts: dict[str, str]) -> bool:
-    """Names, strings, ==, !=, <, >=, and, or: what is in the locks and no more. Raises KitError."""
+def _is_true(marker: ast.expr, facts: dict[str, str]) -> bool:
+    """Names, strings, ==, !=, <, >=, and, or: what is in the locks. Raises KeyError or ValueError for more."""
     if isinstance(marker, ast.BoolOp):
         every = all if isinstance(marker.op, ast.And) else any
-        return every([_holds(value, facts) for value in marker.values])
-    if not isinstance(marker, ast.Compare) or len(marker.ops) > 1 or type(marker.ops[0]) not in COMPARISONS:
-        raise _unreadable()
-    name, value = marker.left, marker.comparators[0]
-    if not isinstance(name, ast.Name) or name.id not in facts or not isinstance(value, ast.Constant):
-        raise _unreadable()
+        return every([_is_true(value, facts) for value in marker.values])
+    if not isinstance(marker, ast.Compare) or len(marker.ops) > 1:
+        raise ValueError
+    name, value, compare = marker.left, marker.comparators[0], COMPARISONS[type(marker.ops[0])]
+    if not isinstance(name, ast.Name) or not isinstance(value, ast.Constant):
+        raise ValueError
     fact, asked = facts[name.id], str(value.value)
-    compare = COMPARISONS[type(marker.ops[0])]
     return bool(compare(_version(fact), _version(asked)) if name.id == "python_full_version" else compare(fact, asked))
 
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
-
-
-def _unreadable() -> KitError:
-    return KitError("a lock has a marker that the kit cannot read.", NEXT)
 
 
 # --- What is installed ------------------------------------------------------------------------------------------------

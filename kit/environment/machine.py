@@ -84,9 +84,6 @@ def total_memory() -> int | None:
 # --- How many threads a model runs on: one for each performance core --------------------------------------------------
 
 
-SYS = Path("/sys")
-
-
 @dataclass(frozen=True)
 class Cores:
     """`count` of threads, and what it was counted from."""
@@ -110,34 +107,27 @@ def performance() -> Cores:
             if (said := sysctl(name)).isdigit():
                 return Cores(int(said), name)
         return Cores(os.cpu_count() or 1, "all processors")
-    return of_linux(os.sched_getaffinity(0), SYS)
+    return of_linux(os.sched_getaffinity(0), Path("/sys"))
 
 
 def of_linux(allowed: set[int], sys_folder: Path) -> Cores:
     """The count for the processors `allowed`, from what the kernel says below `sys_folder`."""
-    fast, reason = _fastest(allowed, sys_folder)
-    cores = {_read(_of(sys_folder, cpu) / "topology" / "thread_siblings_list") or str(cpu) for cpu in fast}
-    count = len(cores)
+
+    def said(cpu: int, name: str) -> str:
+        return _read(sys_folder / "devices" / "system" / "cpu" / f"cpu{cpu}" / name)
+
+    fast, reason = allowed & _parse(_read(sys_folder / "devices" / "cpu_core" / "cpus")), "performance cores"
+    if not fast:
+        capacities = {cpu: int(said(cpu, "cpu_capacity") or 0) for cpu in allowed}
+        fast = {cpu for cpu, capacity in capacities.items() if capacity == max(capacities.values())}
+        reason = "performance cores" if len(fast) < len(allowed) else "all cores"
+    count = len({said(cpu, "topology/thread_siblings_list") or str(cpu) for cpu in fast})
     if count < len(fast):
         reason += ", a core's threads counted once"
     quota = _quota(sys_folder / "fs" / "cgroup")
     if quota and quota < count:
         return Cores(max(1, int(quota)), f"the control group's quota of {quota:g}")
     return Cores(count, reason)
-
-
-def _fastest(allowed: set[int], sys_folder: Path) -> tuple[set[int], str]:
-    listed = _parse(_read(sys_folder / "devices" / "cpu_core" / "cpus"))
-    if listed & allowed:
-        return listed & allowed, "performance cores"
-    capacities = {cpu: int(_read(_of(sys_folder, cpu) / "cpu_capacity") or 0) for cpu in allowed}
-    best = max(capacities.values())
-    fast = {cpu for cpu in allowed if capacities[cpu] == best}
-    return fast, "performance cores" if len(fast) < len(allowed) else "all cores"
-
-
-def _of(sys_folder: Path, cpu: int) -> Path:
-    return sys_folder / "devices" / "system" / "cpu" / f"cpu{cpu}"
 
 
 def _parse(text: str) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from kit.environment import lock as locks
+from kit.environment.wheels import find_links_of_pip
 from kit.errors import KitError
 from kit.paths import ROOT
 
@@ -26,9 +28,6 @@ HEADER = """\
 # Naming aarch64 as an environment of its own fails on a machine that sees no wheel for it (uv), so Linux is one.
 LINUX = "sys_platform == 'linux'"
 MACOS = "sys_platform == 'darwin' and platform_machine == 'arm64'"
-
-# Compiled for the oldest macOS that torch has wheels for.
-MACOS_TARGET = {"MACOSX_DEPLOYMENT_TARGET": "14.0"}
 
 CUDA = ("nvidia-", "triton", "cuda-")  # what the names of its packages begin with
 
@@ -64,18 +63,19 @@ def compile_lock(name: str, scope: str, environments: list[str], sources: list[P
     lock = LOCK / name
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        listed = ", ".join(f'"{environment}"' for environment in environments)
         (place / "pyproject.toml").write_text(
             f'[project]\nname = "lock"\nversion = "0"\nrequires-python = "{PYTHONS}"\n'
-            f"[tool.uv]\nenvironments = [{listed}]\n"
+            f"[tool.uv]\nenvironments = {json.dumps(environments)}\n"
         )
         (place / "constraint.txt").write_text(constraint)
         if lock.exists():
             (place / name).write_text(lock.read_text())
-        command = [uv(), "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes"]
+        uv = str(Path(sys.executable).with_name("uv"))
+        command = [uv, "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes"]
         command += ["--no-header", "--no-annotate", "--quiet", "--index-strategy", "unsafe-best-match"]
         command += ["--constraint", "constraint.txt", "--output-file", name, *find_links(), *map(str, sources)]
-        environment = os.environ | (MACOS_TARGET if environments == [MACOS] else {})
+        # For macOS, compiled for the oldest that torch has wheels for.
+        environment = os.environ | ({"MACOSX_DEPLOYMENT_TARGET": "14.0"} if environments == [MACOS] else {})
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise KitError(f"uv could not resolve {name}:\n{done.stderr.strip()}", "see CONTRIBUTING.md, «Locks»")
@@ -86,17 +86,9 @@ def compile_lock(name: str, scope: str, environments: list[str], sources: list[P
     return lock
 
 
-def uv() -> str:
-    """The uv of this environment."""
-    return str(Path(sys.executable).with_name("uv"))
-
-
 def find_links() -> list[str]:
     """The machine's find-links as uv's options: uv reads no pip configuration."""
-    from_pip = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "get", "global.find-links"], capture_output=True, text=True, check=False
-    ).stdout
-    links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or from_pip
+    links = os.environ.get("UV_FIND_LINKS") or find_links_of_pip()
     return [part for link in links.replace(",", " ").split() for part in ("--find-links", link)]
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 from kit.environment import lock as locks
 from kit.environment.lock import PLATFORMS, Pin, Target, normal
@@ -39,20 +40,20 @@ def fits(filename: str, target: Target) -> bool:
     match = FILE.fullmatch(filename)
     if not match:
         return False
-    abis, own = match["abi"].split("."), f"cp3{target.minor}"
-    return any(_fits_python(tag, abis, own, target.minor) for tag in match["python"].split(".")) and any(
-        _fits_platform(tag, target) for tag in match["platform"].split(".")
+    pythons, abis, platforms = (match[part].split(".") for part in ("python", "abi", "platform"))
+    return any(_fits_python(tag, abis, target.minor) for tag in pythons) and any(
+        _fits_platform(tag, target) for tag in platforms
     )
 
 
-def _fits_python(tag: str, abis: list[str], own: str, minor: int) -> bool:
+def _fits_python(tag: str, abis: list[str], minor: int) -> bool:
     found = re.fullmatch(r"(cp|py)3([0-9]*)", tag)
-    if not found:
+    if not found or int(found[2] or 0) > minor:
         return False
-    kind, tagged = found[1], int(found[2] or 0)
-    if kind == "py":
-        return "none" in abis and tagged <= minor
-    return (tag == own and bool({own, "none", "abi3"} & set(abis))) or (tagged <= minor and "abi3" in abis)
+    if found[1] == "py":
+        return "none" in abis
+    own = f"cp3{minor}"
+    return "abi3" in abis or (tag == own and ("none" in abis or own in abis))
 
 
 def _fits_platform(tag: str, target: Target) -> bool:
@@ -87,9 +88,8 @@ def missing(target: Target, folder: Path) -> list[Pin]:
 def wheel_of(pin: Pin, target: Target, folder: Path) -> Path | None:
     """The wheel of `pin` for `target` in `folder`, proved by its sha256."""
     for path in sorted(folder.glob("*.whl")):
-        if package(path.name)[0] != pin.name or not fits(path.name, target):
-            continue
-        if path.is_file() and sha256(path) in pin.sha256:
+        is_it = package(path.name)[0] == pin.name and fits(path.name, target)
+        if is_it and path.is_file() and sha256(path) in pin.sha256:
             return path
     return None
 
@@ -99,8 +99,7 @@ def brought(names: Iterable[str]) -> list[Path]:
     target, folder = locks.this(), ROOT / "env" / "wheels"
     pins, found = {pin.name: pin for pin in locks.pins(target)}, []
     for name in names:
-        wheel = wheel_of(pins[name], target, folder)
-        if wheel is None:
+        if (wheel := wheel_of(pins[name], target, folder)) is None:
             raise KitError(
                 f"env/wheels/ has no wheel of {name} {pins[name].version} for {target}.", Command("bundle"), " has"
             )
@@ -131,42 +130,36 @@ def _download(target: Target, group: list[Pin], folder: Path) -> None:
     requirements = folder / "requirements.txt"
     # Without the lock's markers: pip holds them against the machine that it runs on.
     lines = [
-        " ".join([f"{pin.name}=={pin.version}", *(f"--hash=sha256:{value}" for value in sorted(pin.sha256))])
+        " ".join([f"{pin.name}=={pin.version}", *(f"--hash=sha256:{value}" for value in sorted(pin.sha256))]) + "\n"
         for pin in group
     ]
-    requirements.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    requirements.write_text("".join(lines), encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
     command += ["--quiet", "--no-input", "--disable-pip-version-check", "--dest", str(folder)]
     command += ["--implementation", "cp", "--python-version", target.python, "--abi", f"cp3{target.minor}"]
-    for tag in _platform_tags(target):
+    _, system, machine = PLATFORMS[target.platform]
+    for tag in [f"macosx_{MACOS}_0_arm64"] if system == "darwin" else linux_tags(machine):
         command += ["--platform", tag]
     for link in _torch_page(target):
         command += ["--find-links", link]
-    done = subprocess.run(
-        [*command, "--requirement", str(requirements)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    command += ["--requirement", str(requirements)]
+    done = subprocess.run(command, stdout=PIPE, stderr=STDOUT, text=True, errors="replace", check=False)
     if done.returncode:
         raise _failure(target, group, done.stdout)
 
 
-def _platform_tags(target: Target) -> list[str]:
-    _, system, machine = locks.PLATFORMS[target.platform]
-    return [f"macosx_{MACOS}_0_arm64"] if system == "darwin" else linux_tags(machine)
-
-
 def _torch_page(target: Target) -> list[str]:
     """PyTorch's page of CPU wheels, as env/bootstrap.sh takes it: where no find-links are set."""
-    settings = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
-    if os.environ.get("PIP_FIND_LINKS") or not target.platform.startswith("linux"):
-        return []
-    if subprocess.run(settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout.strip():
+    if not target.platform.startswith("linux") or find_links_of_pip():
         return []
     return re.findall(r"^TORCH_PAGE=(\S+)", (ROOT / "env" / "bootstrap.sh").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def find_links_of_pip() -> str:
+    """The find-links that pip is told of, by the environment or its configuration; "" for none."""
+    command = [sys.executable, "-m", "pip", "config", "get", "global.find-links"]
+    named = os.environ.get("PIP_FIND_LINKS")
+    return named or subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _failure(target: Target, group: list[Pin], said: str) -> KitError:

@@ -31,40 +31,34 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 def explain(error: Exception, endpoint: str) -> KitError:
     """The KitError for a Hub that did not answer: which of the causes it is, by the chain of exceptions."""
-    where = host(endpoint)
-    text = " / ".join(str(cause) for cause in chain(error))
-    kinds = [type(cause).__name__ for cause in chain(error)]
-    causes = list(chain(error))
+    where, causes = host(endpoint), list(chain(error))
+    text = " / ".join(map(str, causes))
+
+    def is_a(kind: type[Exception]) -> bool:
+        return any(isinstance(cause, kind) for cause in causes)
+
     if "offline mode is enabled" in text:
-        return KitError("HF_HUB_OFFLINE is set, and forbids asking the Hub.", f"unset HF_HUB_OFFLINE, {SAME_AGAIN}")
-    if is_certificate(error):
+        message, step = "HF_HUB_OFFLINE is set, and forbids asking the Hub.", "unset HF_HUB_OFFLINE,"
+    elif is_certificate(error):
         return _explain_tls(where, text)
-    if proxy := proxy_for(endpoint):
-        return KitError(
-            f"the proxy {host(proxy)} did not let {where} through: {_first(error)}",
-            f"check HTTPS_PROXY (and NO_PROXY, for what needs none), {SAME_AGAIN}",
-        )
-    if any(isinstance(cause, socket.gaierror) for cause in causes) or "Name or service" in text or "resolution" in text:
-        return KitError(
-            f"the name {where} was not found (DNS).", f"check the network, or HF_ENDPOINT if you set it; {SAME_AGAIN}"
-        )
-    if any(words in text for words in ("unreachable", "Network is down", "No route to host", "Host is down")):
-        return KitError(
-            f"there is no way to {where} from here: this machine has no network, or not that one.",
-            f"connect it to a network, {SAME_AGAIN}",
-        )
-    if any(isinstance(cause, TimeoutError) for cause in causes) or any("Timeout" in kind for kind in kinds):
-        return KitError(f"{where} did not answer in time.", f"check the network or try another, {SAME_AGAIN}")
-    if any(isinstance(cause, ConnectionRefusedError) for cause in causes) or "refused" in text:
-        return KitError(
-            f"{where} refused the connection.", f"check the network, and HF_ENDPOINT if you set it; {SAME_AGAIN}"
-        )
-    if any(isinstance(cause, ValueError) for cause in causes):
-        return KitError(
-            f"what answered for {where} is not the Hub: a page of the network you are in, perhaps its log-in.",
-            f"open a web page in a browser and sign in to the network, {SAME_AGAIN}",
-        )
-    return KitError(f"the connection to {where} broke: {_first(error)}", f"check the network, {SAME_AGAIN}")
+    elif proxy := proxy_for(endpoint):
+        message = f"the proxy {host(proxy)} did not let {where} through: {_first(error)}"
+        step = "check HTTPS_PROXY (and NO_PROXY, for what needs none),"
+    elif is_a(socket.gaierror) or "Name or service" in text or "resolution" in text:
+        message, step = f"the name {where} was not found (DNS).", "check the network, or HF_ENDPOINT if you set it;"
+    elif any(words in text for words in ("unreachable", "Network is down", "No route to host", "Host is down")):
+        message = f"there is no way to {where} from here: this machine has no network, or not that one."
+        step = "connect it to a network,"
+    elif is_a(TimeoutError) or any("Timeout" in type(cause).__name__ for cause in causes):
+        message, step = f"{where} did not answer in time.", "check the network or try another,"
+    elif is_a(ConnectionRefusedError) or "refused" in text:
+        message, step = f"{where} refused the connection.", "check the network, and HF_ENDPOINT if you set it;"
+    elif is_a(ValueError):
+        message = f"what answered for {where} is not the Hub: a page of the network you are in, perhaps its log-in."
+        step = "open a web page in a browser and sign in to the network,"
+    else:
+        message, step = f"the connection to {where} broke: {_first(error)}", "check the network,"
+    return KitError(message, f"{step} {SAME_AGAIN}")
 
 
 def is_certificate(error: BaseException) -> bool:
@@ -94,20 +88,19 @@ def proxies() -> dict[str, str]:
     named = getproxies()
     found = {scheme: proxy for scheme in ("http", "https", "all") if (proxy := named.get(scheme))}
     for proxy in found.values():
-        if not _is_http_proxy(proxy):
+        bare = _bare(proxy)
+        if not is_http(bare if "://" in bare else f"http://{bare}"):
             raise KitError(
                 f"{without_user(proxy)} is not an HTTP proxy, and no other kind is spoken here (SOCKS neither).",
                 "write it like HTTPS_PROXY=http://proxy.example.com:3128, and unset ALL_PROXY if that names it",
             )
-    return {
-        scheme: found.get(scheme, found.get("all", "")) for scheme in ("http", "https") if {scheme, "all"} & {*found}
-    }
+    return {scheme: proxy for scheme in ("http", "https") if (proxy := found.get(scheme, found.get("all")))}
 
 
-def _is_http_proxy(proxy: str) -> bool:
-    bare = without_user(proxy).replace("…@", "")
+def is_http(address: str) -> bool:
+    """True for an address of HTTP with a host, and with a port that can be one."""
     try:
-        parts = urlsplit(bare if "://" in bare else f"http://{bare}")
+        parts = urlsplit(address)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number
         return False
@@ -140,7 +133,7 @@ def _explain_tls(where: str, text: str) -> KitError:
 
 def host(address: str) -> str:
     """The address without user, password and path: fit to be shown. Takes proxies as people write them, too."""
-    bare = without_user(address).replace("…@", "")
+    bare = _bare(address)
     try:
         parts = urlsplit(bare if "://" in bare else f"//{bare}")
         return f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname or bare
@@ -151,8 +144,12 @@ def host(address: str) -> str:
 def without_user(address: str) -> str:
     """The address without what stands before its last @, which may be a password with any character in it."""
     scheme, separator, rest = address.rpartition("://")
-    before, at, after = rest.rpartition("@")
-    return f"{scheme}{separator}{'…@' if at else ''}{after}" if before or at else address
+    _, at, after = rest.rpartition("@")
+    return f"{scheme}{separator}{'…@' if at else ''}{after}"
+
+
+def _bare(address: str) -> str:
+    return without_user(address).replace("…@", "")
 
 
 def _first(error: Exception) -> str:
@@ -200,28 +197,17 @@ class Refusal:
 
 def explain_refusal(refusal: Refusal) -> KitError:
     """The KitError for what any server may answer."""
+    seconds, words = refusal.wait(), refusal.header("x-error-message")
     if refusal.status == 429:
-        return _limited(refusal)
+        wait = "5 minutes" if seconds is None else f"{seconds:.0f} seconds"
+        return KitError(f"{refusal.host} answers too many requests from here (429).", f"wait {wait}, {SAME_AGAIN}")
     if refusal.status >= 500:
-        return _trouble(refusal)
-    said = f" ({words})" if (words := refusal.header("x-error-message")) else ""
-    return KitError(
-        f"{refusal.host} gave an answer that is not known here: {refusal.status}{said}.",
-        f"try again later, {SAME_AGAIN}",
-    )
-
-
-def _limited(refusal: Refusal) -> KitError:
-    seconds = refusal.wait()
-    wait = f"{seconds:.0f} seconds" if seconds is not None else "5 minutes"
-    return KitError(f"{refusal.host} answers too many requests from here (429).", f"wait {wait}, {SAME_AGAIN}")
-
-
-def _trouble(refusal: Refusal) -> KitError:
-    seconds = refusal.wait()
-    wait = f"wait {seconds:.0f} seconds" if seconds is not None else "wait a few minutes"
-    said = f", {words}" if (words := refusal.header("x-error-message")) else ""
-    return KitError(f"{refusal.host} has trouble of its own ({refusal.status}{said}).", f"{wait}, {SAME_AGAIN}")
+        wait = "a few minutes" if seconds is None else f"{seconds:.0f} seconds"
+        said = f"{refusal.status}, {words}" if words else refusal.status
+        return KitError(f"{refusal.host} has trouble of its own ({said}).", f"wait {wait}, {SAME_AGAIN}")
+    said = f"{refusal.status} ({words})" if words else refusal.status
+    message = f"{refusal.host} gave an answer that is not known here: {said}."
+    return KitError(message, f"try again later, {SAME_AGAIN}")
 
 
 def retry_after(headers: dict[str, str]) -> float | None:

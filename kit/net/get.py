@@ -51,21 +51,19 @@ def open_at(remote: Remote, have: int, method: str = "GET") -> http.client.HTTPR
     """The response to GET or HEAD from byte `have` on. Redirects are followed here: the token stays with its host."""
     address = remote.url
     for _ in range(MAX_REDIRECTS):
-        request = urllib.request.Request(
-            address, headers={"User-Agent": "base-model-kit", "Accept-Encoding": "identity"}, method=method
-        )
+        headers = {"User-Agent": "base-model-kit", "Accept-Encoding": "identity"}
+        request = urllib.request.Request(address, headers=headers, method=method)
         if have:
             request.add_header("Range", f"bytes={have}-")
         if takes_token(remote, address):
             request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
         try:
             response: http.client.HTTPResponse = _opener(address).open(request, timeout=SOCKET_TIMEOUT)
+            return response
         except urllib.error.HTTPError as error:
             if error.code not in (301, 302, 303, 307, 308) or not error.headers.get("Location"):
                 raise
             address = redirected(address, error.headers["Location"])
-            continue
-        return response
     raise Broken(KitError(f"{network_errors.host(remote.url)} redirects in a circle.", "try again later"))
 
 

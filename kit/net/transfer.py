@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import queue
-import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -30,13 +29,17 @@ BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0)
 FIRST_TRIES = 1
 LONGEST_WAIT = 300.0  # seconds that a Retry-After is honoured; more is said to the person instead
 
+OnBytes = Callable[[int], None]
+OnTrouble = Callable[[str], None]
+Sleep = Callable[[float], None]
+
 
 def fetch(
     remote: Remote,
     partial: Path,
-    on_bytes: Callable[[int], None] = lambda have: None,
-    on_trouble: Callable[[str], None] = lambda text: None,
-    sleep: Callable[[float], None] = time.sleep,
+    on_bytes: OnBytes = lambda have: None,
+    on_trouble: OnTrouble = lambda text: None,
+    sleep: Sleep = time.sleep,
 ) -> None:
     """Completes `partial` and proves its sha256. `on_bytes` gets how many bytes it holds, `on_trouble` a line a retry.
 
@@ -61,25 +64,19 @@ def fetch(
         raise
 
 
-def _receive_all(
-    remote: Remote,
-    partial: Path,
-    on_bytes: Callable[[int], None],
-    on_trouble: Callable[[str], None],
-    sleep: Callable[[float], None],
-) -> str:
+def _receive_all(remote: Remote, partial: Path, on_bytes: OnBytes, on_trouble: OnTrouble, sleep: Sleep) -> str:
     """Receives until the size is reached; the sha256 of what is there then."""
     if partial.exists() and partial.stat().st_size > remote.size:
         partial.unlink()
-    partial.touch()
     fruitless, began = 0, False
-    with Hasher() as hasher, partial.open("r+b", buffering=0) as file:
+    with Hasher() as hasher, partial.open("a+b", buffering=0) as file:
         have = hasher.take_file(file)
         on_bytes(have)
         while have < remote.size:
             before = have
             try:
-                have = _receive(remote, file, hasher, have, on_bytes)
+                _receive(remote, file, hasher, have, on_bytes)
+                have = remote.size
             except Broken as broken:
                 have = file.tell()
                 began = began or have > before
@@ -93,8 +90,8 @@ def _receive_all(
         return hasher.hexdigest()
 
 
-def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_bytes: Callable[[int], None]) -> int:
-    """One try: from byte `have` to the end, or Broken. Returns how many bytes the file holds."""
+def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_bytes: OnBytes) -> None:
+    """One try: from byte `have` to the end, or Broken."""
     try:
         response = get.open_at(remote, have)
     except urllib.error.HTTPError as error:
@@ -105,48 +102,32 @@ def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_byte
         raise Broken(network_errors.explain(error, remote.url), tries=FIRST_TRIES) from error
     with response:
         get.check_kind(remote, response, have)
-        if response.status == 200 and have:
-            # The server knows no ranges: from the beginning again.
-            file.seek(0)
-            file.truncate()
-            hasher.restart()
-            have = 0
-        return _copy(remote, response, file, hasher, have, on_bytes)
-
-
-def _copy(
-    remote: Remote,
-    response: http.client.HTTPResponse,
-    file: IO[bytes],
-    hasher: Hasher,
-    have: int,
-    on_bytes: Callable[[int], None],
-) -> int:
-    # One recv at a time, so that a trickle is noticed: the response's own readinto waits until the buffer is full.
-    read: Callable[[memoryview], int] = response.fp.readinto1 if not response.chunked else response.readinto
-    window_start, window_bytes = time.monotonic(), 0
-    while have < remote.size:
-        buffer = hasher.buffer()
-        try:
-            count = read(memoryview(buffer)[: min(PIECE, remote.size - have)])
-        except (OSError, http.client.HTTPException) as error:
-            raise Broken(network_errors.explain(error, remote.url)) from error
-        if not count:
-            lost = KitError(
-                f"{network_errors.host(remote.url)} closed the connection early.", "the same command goes on"
-            )
-            raise Broken(lost)
-        _write(file, memoryview(buffer)[:count])
-        hasher.take(buffer, count)
-        have += count
-        on_bytes(have)
-        window_bytes += count
-        if (now := time.monotonic()) - window_start > SLOW_WINDOW:
-            if window_bytes < SLOW_BYTES:
-                slow = KitError(f"{network_errors.host(remote.url)} sends next to nothing.", "check the network")
-                raise Broken(slow)
-            window_start, window_bytes = now, 0
-    return have
+        if response.status == 200 and have:  # the server knows no ranges: from the beginning again
+            file.truncate(0)
+            have = hasher.take_file(file)
+        # One recv at a time, so that a trickle is noticed: the response's own readinto waits until the buffer is full.
+        read: Callable[[memoryview], int] = response.fp.readinto1 if not response.chunked else response.readinto
+        window_start, window_bytes = time.monotonic(), 0
+        while have < remote.size:
+            buffer, count = hasher.buffer(), 0
+            try:
+                count = read(memoryview(buffer)[: min(PIECE, remote.size - have)])
+            except (OSError, http.client.HTTPException) as error:
+                raise Broken(network_errors.explain(error, remote.url)) from error
+            finally:
+                hasher.take(buffer, count)  # also where nothing came: it goes back to the ring
+            if not count:
+                lost = f"{network_errors.host(remote.url)} closed the connection early."
+                raise Broken(KitError(lost, "the same command goes on"))
+            _write(file, memoryview(buffer)[:count])
+            have += count
+            on_bytes(have)
+            window_bytes += count
+            if (now := time.monotonic()) - window_start > SLOW_WINDOW:
+                if window_bytes < SLOW_BYTES:
+                    slow = f"{network_errors.host(remote.url)} sends next to nothing."
+                    raise Broken(KitError(slow, "check the network"))
+                window_start, window_bytes = now, 0
 
 
 def _write(file: IO[bytes], data: memoryview) -> None:
@@ -169,46 +150,33 @@ class Hasher:
         self._free: queue.Queue[bytearray] = queue.Queue()
         for _ in range(BUFFERS):
             self._free.put(bytearray(PIECE))
-        self._full: queue.Queue[tuple[bytearray, int] | None] = queue.Queue()
-        self._new_digest()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1)
+        self._digest = hashlib.sha256()
 
     def __enter__(self) -> Hasher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._full.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (item := self._full.get()) is not None:
-            buffer, count = item
-            self._digest.update(memoryview(buffer)[:count])
-            self._free.put(buffer)
-            self._full.task_done()
+        self._thread.shutdown()
 
     def buffer(self) -> bytearray:
         return self._free.get()
 
     def take(self, buffer: bytearray, count: int) -> None:
-        self._full.put((buffer, count))
+        self._thread.submit(self._hash, buffer, count)
+
+    def _hash(self, buffer: bytearray, count: int) -> None:
+        self._digest.update(memoryview(buffer)[:count])
+        self._free.put(buffer)
 
     def take_file(self, file: IO[bytes]) -> int:
-        """Hashes what the file holds already; leaves it at its end, and returns its size in bytes."""
+        """Hashes what the file holds already, alone; leaves it at its end, and returns its size in bytes."""
+        self._digest = self._thread.submit(hashlib.sha256).result()
         file.seek(0)
         while count := file.readinto(buffer := self.buffer()):  # type: ignore[attr-defined]
             self.take(buffer, count)
         self._free.put(buffer)
         return file.tell()
 
-    def _new_digest(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def restart(self) -> None:
-        self._full.join()
-        self._new_digest()
-
     def hexdigest(self) -> str:
-        self._full.join()
-        return self._digest.hexdigest()
+        return self._thread.submit(self._digest.hexdigest).result()

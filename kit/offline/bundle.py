@@ -10,19 +10,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kit.errors import Command, KitError
-from kit.files import sha256
+from kit.errors import Command, Hint, KitError
+from kit.models.registry import Model
 
 SUMS, README = "SHA256SUMS", "README"
 KIT, WHEELS, MODELS = "kit", "wheels", "models"
 # What file managers leave on a stick; never listed, never read.
 CLUTTER = re.compile(r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.fseventsd|Thumbs\.db|desktop\.ini")
+MARGIN = 50_000_000  # bytes that stay free
 SUMS_LIMIT = 4_000_000  # bytes: a list of 40,000 files
 AGAIN = "fetch the bundle anew from whoever made it, and compare its digest"
+GOES_ON: Hint = ("the same command, which goes on where it stopped",)
 
 Sums = Mapping[str, str]  # path -> sha256
 
@@ -96,56 +97,28 @@ def listing(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                 yield path, entry.stat(follow_symlinks=False)
 
 
-def check_listing(found: Mapping[str, os.stat_result], sums: Sums) -> None:
-    """Raises KitError for what is no regular file, is not listed, or is missing. kit/ may have been worked in."""
-    for path, status in found.items():
-        taken = path in sums or not path.startswith(f"{KIT}/")
-        if taken and not stat.S_ISREG(status.st_mode):
-            raise refusal(path, "is a link or a device, and a bundle has files only")
-        if taken and path not in sums and path != SUMS:
-            raise refusal(path, f"is not in {SUMS}")
-    for path in sums:
-        if path not in found:
-            raise refusal(path, "is missing")
-
-
-def check_folder(folder: Path, sums: Sums, on_bytes: Callable[[int], None] = lambda count: None) -> None:
-    """Hashes every file of an unpacked bundle; `on_bytes` gets the size of each piece. Raises KitError."""
-    check_listing(dict(listing(folder)), sums)
-    for path, wanted in sums.items():
-        if (folder / path).resolve() != folder.resolve() / path:
-            raise refusal(path, "lies behind a link")
-        if sha256(folder / path, on_bytes) != wanted:
-            raise refusal(path, f"is not the file that {SUMS} lists (its sha256 differs)")
-
-
-def read_sums(folder: Path) -> bytes:
-    """SHA256SUMS of an unpacked bundle. Raises KitError for a folder that is none."""
-    path = folder / SUMS
-    try:
-        if path.is_symlink():
-            raise refusal(SUMS, "is a link or a device, and a bundle has files only")
-        with path.open("rb") as file:
-            return file.read(SUMS_LIMIT)
-    except OSError as error:
-        raise KitError(
-            f"{folder} is no bundle: {SUMS} in it cannot be read ({error.strerror or error}).",
-            "name the folder that holds SHA256SUMS, or the .tar, or http://…",
-        ) from error
-
-
 def models_in(sums: Sums) -> dict[str, list[str]]:
     """The names of the models in a bundle, each with its files' paths within its folder."""
-    found: dict[str, list[str]] = {}
+    models: dict[str, list[str]] = {}
     for path in sums:
         top, _, rest = path.partition("/")
         name, _, inside = rest.partition("/")
         if top == MODELS and inside:
-            found.setdefault(name, []).append(inside)
-    return found
+            models.setdefault(name, []).append(inside)
+    return models
+
+
+def check_model(model: Model, sums: Sums) -> None:
+    """Raises KitError where a bundle's files of the model are not those that env/models.toml pins."""
+    for file in model.files:
+        path = f"{MODELS}/{model.name}/{file.path}"
+        if path not in sums:
+            raise refusal(path, "is missing, and env/models.toml lists it")
+        if sums[path] != file.sha256:
+            raise refusal(path, "is not the file that env/models.toml pins")
 
 
 def wheels_in(sums: Sums) -> dict[str, str]:
     """The wheels in a bundle: file name -> sha256."""
-    cut = len(WHEELS) + 1
-    return {path[cut:]: sha256 for path, sha256 in sums.items() if path.startswith(f"{WHEELS}/")}
+    prefix = f"{WHEELS}/"
+    return {path.removeprefix(prefix): sha256 for path, sha256 in sums.items() if path.startswith(prefix)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import resource
 import socket
@@ -146,31 +147,31 @@ class _Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._look_again(self.transport.get_write_buffer_size())
+        self._let_go_unless_below(math.inf)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stalled:
             self._stalled.cancel()
 
-    def _look_again(self, untaken: int) -> None:
-        self._stalled = self.loop.call_later(self.timeout_keep_alive, self._let_go, untaken)
-
-    def _let_go(self, untaken: int) -> None:
-        """Where none of these bytes has been taken since."""
+    def _let_go_unless_below(self, untaken: float) -> None:
+        """Lets go where none of these bytes has been taken since; else looks again when the time has passed."""
         now = self.transport.get_write_buffer_size()
-        self._look_again(now) if now < untaken else self.transport.abort()
+        if now < untaken:
+            self._stalled = self.loop.call_later(self.timeout_keep_alive, self._let_go_unless_below, now)
+        else:
+            self.transport.abort()
 
 
 def _open_files() -> int:
     """How many files this process may have open, now that it has asked for more: 256 is a Mac's usual."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return OPEN_FILES
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return OPEN_FILES if soft == resource.RLIM_INFINITY else soft
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _watched(app: ASGIApp, on_request: Callable[[Exchange], object]) -> ASGIApp:

@@ -7,18 +7,18 @@ from which the client makes its exceptions. Nothing is offered of Xet, so client
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from kit.files import git_blob_id
 from kit.models.registry import ModelFile
 from kit.offline.http_server import FilePart
 
@@ -32,27 +32,31 @@ def app(routes: Iterable[Route]) -> Starlette:
 def routes(model: ServedModel) -> list[Route]:
     """What can be asked of a model."""
 
-    def info(request: Request) -> Response:
-        known = _has_revision(model, request.path_params.get("revision", "main"))
-        return _info(model) if known else _no_revision()
+    def at_revision(answer: Callable[[Request], Response]) -> Callable[[Request], Response]:
+        def checked(request: Request) -> Response:
+            known = request.path_params.get("revision", "main") in (model.revision, "main")
+            return answer(request) if known else error(404, "RevisionNotFound", "Invalid rev id")
 
+        return checked
+
+    @at_revision
+    def info(request: Request) -> Response:
+        about: dict[str, Any] = {"id": model.repo_id, "modelId": model.repo_id, "sha": model.revision, "tags": []}
+        about |= {"downloads": 0, "likes": 0, "private": False, "gated": False, "disabled": False}
+        siblings = [
+            {"rfilename": file.path, "size": file.size, "blobId": file.blob_id, **_lfs(file, "sha256")}
+            for file in model.files
+        ]
+        return _json(about | {"siblings": siblings}, model)
+
+    @at_revision
     def tree(request: Request) -> Response:
-        if not _has_revision(model, request.path_params["revision"]):
-            return _no_revision()
         recursive = request.query_params.get("recursive", "").lower() in ("true", "1")
         return _tree(model, request.path_params.get("folder", ""), recursive)
 
-    def access(request: Request) -> Response:
-        return Response(headers={"X-Repo-Commit": model.revision})
-
-    def nothing(request: Request) -> Response:
-        return error(404, "", "Not found")
-
+    @at_revision
     def file(request: Request) -> Response:
-        if not _has_revision(model, request.path_params["revision"]):
-            return _no_revision()
-        path = request.path_params["path"]
-        file = next((file for file in model.files if file.path == path), None)
+        file = next((file for file in model.files if file.path == request.path_params["path"]), None)
         if file is None:
             return _no_entry(model)
         headers = {"X-Repo-Commit": model.revision}
@@ -66,33 +70,10 @@ def routes(model: ServedModel) -> list[Route]:
         Route(about + "/revision/{revision:path}", info),
         Route(about + "/tree/{revision}", tree),
         Route(about + "/tree/{revision}/{folder:path}", tree),
-        Route(about + "/auth-check", access),
-        Route(about + "/{rest:path}", nothing),
+        Route(about + "/auth-check", lambda request: Response(headers={"X-Repo-Commit": model.revision})),
+        Route(about + "/{rest:path}", lambda request: error(404, "", "Not found")),
         Route(f"/{model.repo_id}/resolve/{{revision}}/{{path:path}}", file),
     ]
-
-
-def _has_revision(model: ServedModel, revision: str) -> bool:
-    return revision in (model.revision, "main")
-
-
-def _info(model: ServedModel) -> Response:
-    about = {
-        "id": model.repo_id,
-        "modelId": model.repo_id,
-        "sha": model.revision,
-        "tags": [],
-        "downloads": 0,
-        "likes": 0,
-    }
-    about |= {"private": False, "gated": False, "disabled": False}
-    return _json(about | {"siblings": [_sibling(file) for file in model.files]}, model)
-
-
-def _sibling(file: ServedFile) -> dict[str, Any]:
-    facts = {"rfilename": file.path, "size": file.size, "blobId": file.blob_id}
-    lfs = {"sha256": file.sha256, "size": file.size, "pointerSize": len(pointer(file))}
-    return facts | ({"lfs": lfs} if file.lfs else {})
 
 
 def _tree(model: ServedModel, folder: str, recursive: bool) -> Response:
@@ -106,16 +87,17 @@ def _tree(model: ServedModel, folder: str, recursive: bool) -> Response:
         for depth in range(1, len(parts) if recursive else min(len(parts), 2)):
             path = prefix + "/".join(parts[:depth])
             # Not git's id: a mirror holds some of the repository's files only. Clients show it and no more.
-            entries[path] = {"type": "directory", "path": path, "size": 0, "oid": git_id("tree", path.encode())}
+            entries[path] = {"type": "directory", "path": path, "size": 0, "oid": git_blob_id(path.encode())}
         if recursive or len(parts) == 1:
-            entries[file.path] = _entry(file)
+            facts = {"type": "file", "path": file.path, "size": file.size, "oid": file.blob_id}
+            entries[file.path] = facts | _lfs(file, "oid")
     return _json(list(entries.values()), model) if entries else _no_entry(model)
 
 
-def _entry(file: ServedFile) -> dict[str, Any]:
-    facts = {"type": "file", "path": file.path, "size": file.size, "oid": file.blob_id}
-    lfs = {"oid": file.sha256, "size": file.size, "pointerSize": len(pointer(file))}
-    return facts | ({"lfs": lfs} if file.lfs else {})
+def _lfs(file: ServedFile, digest: str) -> dict[str, Any]:
+    """What is said of a file in Git LFS beyond the others, its sha256 under the name `digest`."""
+    facts = {digest: file.sha256, "size": file.size, "pointerSize": len(pointer(file))}
+    return {"lfs": facts} if file.lfs else {}
 
 
 def _json(value: Any, model: ServedModel) -> Response:
@@ -130,10 +112,6 @@ def error(status: int, code: str, message: str) -> Response:
 
 def no_model() -> Response:
     return error(404, "RepoNotFound", "Repository not found")
-
-
-def _no_revision() -> Response:
-    return error(404, "RevisionNotFound", "Invalid rev id")
 
 
 def _no_entry(model: ServedModel) -> Response:
@@ -178,13 +156,12 @@ class ServedModel:
 
 
 def served_folder(repo_id: str, revision: str, folder: Path, files: Iterable[ModelFile]) -> ServedModel:
-    return ServedModel(repo_id, revision, folder, tuple(_served_file(folder, file) for file in files))
-
-
-def _served_file(folder: Path, file: ModelFile) -> ServedFile:
-    lfs = file.size > LFS_SIZE or file.path.endswith(LFS_SUFFIXES)
-    content = pointer(file) if lfs else (folder / file.path).read_bytes()
-    return ServedFile(file.path, file.size, file.sha256, git_id("blob", content), lfs)
+    served = []
+    for file in files:
+        lfs = file.size > LFS_SIZE or file.path.endswith(LFS_SUFFIXES)
+        content = pointer(file) if lfs else (folder / file.path).read_bytes()
+        served.append(ServedFile(file.path, file.size, file.sha256, git_blob_id(content), lfs))
+    return ServedModel(repo_id, revision, folder, tuple(served))
 
 
 def pointer(file: ModelFile | ServedFile) -> bytes:
@@ -192,38 +169,21 @@ def pointer(file: ModelFile | ServedFile) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n".encode()
 
 
-def git_id(kind: str, content: bytes) -> str:
-    return hashlib.sha1(f"{kind} {len(content)}\0".encode() + content).hexdigest()
-
-
 def send_file(
     model: ServedModel, file: ServedFile, headers: dict[str, str], media_type: str = "application/octet-stream"
 ) -> Response:
-    """The file, or the part of it that is asked for."""
-    try:
-        content = open_file(model, file)
-    except OSError:
-        return error(503, "", "This server has as many files open as it may. Ask again in a moment")
-    if content is None:
-        return error(500, "", "The file is no longer whole on this server")
-    return FilePart(content, {"ETag": file.etag, **headers}, media_type)
+    """The regular file of that size that was listed, or the part of it that is asked for.
 
-
-def open_file(model: ServedModel, file: ServedFile) -> BinaryIO | None:
-    """The regular file of that size that was listed, or None. Below the folder no symbolic link is followed.
-
-    Raises OSError where no more files can be opened: that says nothing of this one.
+    Below the model's folder no symbolic link is followed.
     """
     path = model.folder.resolve() / file.path
     try:
-        if path.resolve(strict=True) != path or not path.is_file():
-            return None
-        content = path.open("rb", buffering=0)
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            raise
-        return None
-    if os.fstat(content.fileno()).st_size != file.size:
-        content.close()
-        return None
-    return content
+        if path.resolve(strict=True) == path and path.is_file():
+            content = path.open("rb", buffering=0)
+            if os.fstat(content.fileno()).st_size == file.size:
+                return FilePart(content, {"ETag": file.etag, **headers}, media_type)
+            content.close()
+    except OSError as fault:
+        if fault.errno in (errno.EMFILE, errno.ENFILE):  # that says nothing of this file
+            return error(503, "", "This server has as many files open as it may. Ask again in a moment")
+    return error(500, "", "The file is no longer whole on this server")

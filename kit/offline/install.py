@@ -7,14 +7,15 @@ is taken has been proved.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from kit import paths
 from kit.environment import lock as locks
 from kit.environment import wheels
 from kit.environment.lock import Target
-from kit.errors import Command, Hint, KitError
+from kit.errors import Command, KitError
 from kit.files import require_room, sha256, staged
 from kit.models import folder as model_folder
 from kit.models import licence, registry
@@ -22,9 +23,6 @@ from kit.models.registry import Model
 from kit.offline import bundle
 from kit.offline.bundle import Sums
 from kit.offline.sources import NotHandedOut, OnBytes, Source
-
-MARGIN = 50_000_000  # bytes that stay free
-AGAIN: Hint = ("the same command, which goes on where it stopped",)
 
 
 @dataclass(frozen=True)
@@ -45,25 +43,20 @@ class Item:
 class Plan:
     """What is taken; `models` are whole once it is. `notes` are lines for the person."""
 
-    wheels: list[Item] = field(default_factory=list)
-    models: dict[str, list[Item]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def items(self) -> list[Item]:
-        return [*self.wheels, *(item for items in self.models.values() for item in items)]
+    wheels: list[Item]
+    models: dict[str, list[Item]]
+    notes: list[str]
 
 
 def plan(sums: Sums, target: Target) -> Plan:
     """What `target` takes from a bundle of these checksums. Raises KitError where the clone's pins say otherwise."""
-    taken = Plan(wheels=_wheels(sums, target))
-    known = registry.read()
-    for name, inside in bundle.models_in(sums).items():
-        if name not in known:
-            taken.notes.append(f"{name} stays in the bundle: env/models.toml of this clone does not list it")
-            continue
-        taken.models[name] = _model(known[name], inside, sums)
-    return taken
+    known, there = registry.read(), bundle.models_in(sums)
+    strange = [name for name in there if name not in known]
+    return Plan(
+        wheels=_wheels(sums, target),
+        models={name: _model(known[name], inside, sums) for name, inside in there.items() if name in known},
+        notes=[f"{name} stays in the bundle: env/models.toml of this clone does not list it" for name in strange],
+    )
 
 
 def _wheels(sums: Sums, target: Target) -> list[Item]:
@@ -86,8 +79,9 @@ def _wheels(sums: Sums, target: Target) -> list[Item]:
 
 
 def _absent(what: str, sums: Sums, target: Target) -> KitError:
-    fitting = _targets(sums)
-    if fitting:
+    there = set(bundle.wheels_in(sums).values())
+    every = [Target(platform, python) for platform in locks.PLATFORMS for python in locks.PYTHONS]
+    if fitting := [each for each in every if all(there.intersection(pin.sha256) for pin in locks.pins(each))]:
         here = [other.python for other in fitting if other.platform == target.platform]
         other_python = (Command("setup", PYTHON=f"python{here[0]}", BUNDLE="…"), ", or ") if here else ()
         return KitError(
@@ -101,42 +95,25 @@ def _absent(what: str, sums: Sums, target: Target) -> KitError:
     )
 
 
-def _targets(sums: Sums) -> list[Target]:
-    """The targets for which a bundle has everything."""
-    there = set(bundle.wheels_in(sums).values())
-    every = [Target(platform, python) for platform in locks.PLATFORMS for python in locks.PYTHONS]
-    return [target for target in every if all(there.intersection(pin.sha256) for pin in locks.pins(target))]
-
-
-def _model(model: Model, paths: list[str], sums: Sums) -> list[Item]:
-    items = []
-    for file in model.files:
-        path = f"{bundle.MODELS}/{model.name}/{file.path}"
-        if file.path not in paths:
-            raise bundle.refusal(path, "is missing, and env/models.toml lists it")
-        if sums[path] != file.sha256:
-            raise bundle.refusal(path, "is not the file that env/models.toml pins")
-        items.append(Item(path, file.sha256, model.folder / file.path))
-    for path in filter(set(paths).__contains__, licence.texts(model)):
-        there = f"{bundle.MODELS}/{model.name}/{path}"
-        items.append(Item(there, sums[there], model.folder / path))
-    return items
+def _model(model: Model, inside: list[str], sums: Sums) -> list[Item]:
+    bundle.check_model(model, sums)
+    place = f"{bundle.MODELS}/{model.name}"
+    taken = [file.path for file in model.files] + [path for path in licence.texts(model) if path in inside]
+    return [Item(f"{place}/{path}", sums[f"{place}/{path}"], model.folder / path) for path in taken]
 
 
 def carry_out(
-    taken: Plan,
-    source: Source,
-    on_total: Callable[[int], None] = lambda total: None,
-    on_bytes: OnBytes = lambda count: None,
-    on_wait: Callable[[], None] = lambda: None,
+    taken: Plan, source: Source, on_total: Callable[[int], None], on_bytes: OnBytes, on_wait: Callable[[], None]
 ) -> int:
     """Brings what is not here yet; the bytes that were. Raises KitError: then nothing appeared under its name."""
-    with staged("what comes from the bundle", paths.MODELS / "bundle", AGAIN, on_wait=on_wait):
-        wanted = {item: size for item in taken.items if (size := _wanted(item, source, taken)) is not None}
+    with staged("what comes from the bundle", paths.MODELS / "bundle", bundle.GOES_ON, on_wait=on_wait):
+        items = [*taken.wheels, *chain.from_iterable(taken.models.values())]
+        wanted = {item: size for item in items if (size := _wanted(item, source, taken)) is not None}
         there = sum(item.partial.stat().st_size for item in wanted if item.partial.is_file())
+        total = sum(wanted.values())
         if wanted:
-            require_room("what comes from the bundle", paths.ROOT, sum(wanted.values()) - there + MARGIN, AGAIN)
-        on_total(sum(wanted.values()))
+            require_room("what comes from the bundle", paths.ROOT, total - there + bundle.MARGIN, bundle.GOES_ON)
+        on_total(total)
         for item in wanted:
             item.target.parent.mkdir(parents=True, exist_ok=True)
             source.bring(item.path, item.sha256, item.partial, on_bytes)
@@ -144,7 +121,7 @@ def carry_out(
             item.partial.replace(item.target)
         for name in taken.models:
             model_folder.write_stamp(registry.find(name))
-    return sum(wanted.values())
+    return total
 
 
 def _wanted(item: Item, source: Source, taken: Plan) -> int | None:

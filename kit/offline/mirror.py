@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import html
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -26,13 +27,10 @@ from kit.environment import wheels
 from kit.errors import Command, KitError
 from kit.models import licence, registry
 from kit.models.registry import Model, ModelFile
-from kit.offline import bundle, hub_endpoints
+from kit.offline import bundle, hub_endpoints, sources
 from kit.offline.bundle import Sums
-from kit.offline.http_server import TIMEOUT, Exchange, Server
+from kit.offline.http_server import Exchange, Server
 from kit.offline.hub_endpoints import ServedFile, ServedModel, served_folder
-
-# The Hub name of a model that does not come from the Hub.
-OWN = "base-model-kit"
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Shelf:
     kept_back: tuple[Model, ...]
 
 
-def shelf(folder: Path, allow_gated: bool = False, on_bytes: Callable[[int], None] = lambda count: None) -> Shelf:
+def shelf(folder: Path, allow_gated: bool = False) -> Shelf:
     """Reads and proves the bundle in `folder`. Raises KitError for a bad one, and for a model without its licence."""
     if folder.is_file():
         raise KitError(f"{folder} is a tar, and a mirror serves a folder.", f"tar -xf {folder}, then name what it made")
@@ -58,9 +56,10 @@ def shelf(folder: Path, allow_gated: bool = False, on_bytes: Callable[[int], Non
             "; where there is none: ",
             Command("bundle"),
         )
-    content = bundle.read_sums(folder)
+    unpacked = sources.Folder(folder)
+    content = unpacked.read_sums()
     sums = bundle.parse_sums(content)
-    bundle.check_folder(folder, sums, on_bytes)
+    unpacked.check(sums)
     known, found = registry.read(), []
     for name, paths in bundle.models_in(sums).items():
         if name not in known:
@@ -69,10 +68,7 @@ def shelf(folder: Path, allow_gated: bool = False, on_bytes: Callable[[int], Non
                 "serve it from a clone of the commit that the bundle's README names",
             )
         model = known[name]
-        for file in model.files:
-            path = f"{bundle.MODELS}/{name}/{file.path}"
-            if sums.get(path) != file.sha256:
-                raise bundle.refusal(path, "is not the file that env/models.toml pins")
+        bundle.check_model(model, sums)
         found.append(model)
         if model.gated and allow_gated:
             licence.require_licences(model, paths)
@@ -83,8 +79,8 @@ def shelf(folder: Path, allow_gated: bool = False, on_bytes: Callable[[int], Non
 
 
 def repo_id(model: Model) -> str:
-    """The name under which a mirror's Hub has the model."""
-    return model.repo_id or f"{OWN}/{model.name}"
+    """The name under which a mirror's Hub has the model, also one that does not come from the Hub."""
+    return model.repo_id or f"base-model-kit/{model.name}"
 
 
 def revision(model: Model) -> str:
@@ -97,18 +93,11 @@ def revision(model: Model) -> str:
 class Mirror(Server):
     """Serves a shelf to whoever reaches `host` and `port`. Raises KitError where it cannot listen."""
 
-    def __init__(
-        self,
-        stock: Shelf,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        on_request: Callable[[Exchange], None] = lambda exchange: None,
-        timeout: float = TIMEOUT,
-    ) -> None:
+    def __init__(self, stock: Shelf, host: str, port: int, on_request: Callable[[Exchange], None]) -> None:
         routes = [route for model in stock.kept_back for route in _closed(model)]
         routes += [route for model in stock.models for route in hub_endpoints.routes(_served(stock, model))]
         routes += [*_index(stock.sums), *_tree(stock)]
-        super().__init__(hub_endpoints.app(routes), host, port, on_request, timeout)
+        super().__init__(hub_endpoints.app(routes), host, port, on_request)
 
 
 def _closed(model: Model) -> list[Route]:
@@ -123,12 +112,14 @@ def _closed(model: Model) -> list[Route]:
 
 
 def _tree(stock: Shelf) -> list[Route]:
-    """The bundle itself, under whatever else has the address."""
-    tree = ServedModel("", stock.digest, stock.folder, tuple(_listed(stock)))
-    files = {file.path: file for file in tree.files}
-
-    def hello(request: Request) -> Response:
-        return PlainTextResponse("base-model-kit mirror: see /README\n")
+    """The bundle and SHA256SUMS itself, under whatever else has the address; of models, those that are handed out."""
+    kept_back = tuple(f"{bundle.MODELS}/{model.name}/" for model in stock.kept_back)
+    files = {
+        path: ServedFile(path, (stock.folder / path).stat().st_size, sha256, "", lfs=True)
+        for path, sha256 in {**stock.sums, bundle.SUMS: stock.digest}.items()
+        if not path.startswith(kept_back)
+    }
+    tree = ServedModel("", stock.digest, stock.folder, tuple(files.values()))
 
     def file(request: Request) -> Response:
         path = request.path_params["path"]
@@ -137,27 +128,20 @@ def _tree(stock: Shelf) -> list[Route]:
         media_type = "application/octet-stream" if "/" in path else "text/plain"
         return hub_endpoints.send_file(tree, files[path], {}, media_type)
 
-    return [Route("/", hello), Route("/{path:path}", file)]
-
-
-def _listed(stock: Shelf) -> Iterable[ServedFile]:
-    """The bundle's files, and SHA256SUMS itself; of models, those that are handed out."""
-    closed = tuple(f"{bundle.MODELS}/{model.name}/" for model in stock.kept_back)
-    for path, sha256 in {**stock.sums, bundle.SUMS: stock.digest}.items():
-        if not path.startswith(closed):
-            yield ServedFile(path, (stock.folder / path).stat().st_size, sha256, "", lfs=True)
+    hello = "base-model-kit mirror: see /README\n"
+    return [Route("/", lambda request: PlainTextResponse(hello)), Route("/{path:path}", file)]
 
 
 def _served(stock: Shelf, model: Model) -> ServedModel:
     """A model as the Hub has it: what a run needs, its licence's texts and its notice."""
     folder = stock.folder / bundle.MODELS / model.name
     listed = [file.path for file in model.files]
-    texts = [path for path in bundle.models_in(stock.sums)[model.name] if path not in listed]
-    more = [
+    texts = [
         ModelFile(path, (folder / path).stat().st_size, stock.sums[f"{bundle.MODELS}/{model.name}/{path}"])
-        for path in texts
+        for path in bundle.models_in(stock.sums)[model.name]
+        if path not in listed
     ]
-    return served_folder(repo_id(model), revision(model), folder, [*model.files, *more])
+    return served_folder(repo_id(model), revision(model), folder, [*model.files, *texts])
 
 
 def _index(sums: Sums) -> list[Route]:
@@ -191,12 +175,9 @@ PLACES.append("169.254.1.1")
 def of_this_machine() -> str | None:
     """The address that this machine has in its network; None for one that has no network."""
     for place in PLACES:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.connect((place, 9))
-                address = str(probe.getsockname()[0])
-            except OSError:
-                continue
-        if not address.startswith("127."):
-            return address
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((place, 9))
+            address = str(probe.getsockname()[0])
+            if not address.startswith("127."):
+                return address
     return None

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
+import stat
 import tarfile
 import urllib.error
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import quote, urlsplit
 
 from kit.errors import Command, Hint, KitError, WrongUsage
+from kit.files import sha256
 from kit.net import errors as network_errors
 from kit.net import get, transfer
 from kit.net.get import Remote
@@ -21,6 +25,9 @@ from kit.offline import bundle
 from kit.offline.bundle import Sums
 
 PIECE = 1 << 20
+NOT_LISTED = f"is not in {bundle.SUMS}"
+NO_FILE = "is a link or a device, and a bundle has files only"
+OTHER_BYTES = f"is not the file that {bundle.SUMS} lists (its sha256 differs)"
 
 OnBytes = Callable[[int], None]  # gets the size of each piece
 
@@ -48,10 +55,34 @@ class Folder:
         self.folder = folder
 
     def read_sums(self) -> bytes:
-        return bundle.read_sums(self.folder)
+        path = self.folder / bundle.SUMS
+        try:
+            if path.is_symlink():
+                raise bundle.refusal(bundle.SUMS, NO_FILE)
+            with path.open("rb") as file:
+                return file.read(bundle.SUMS_LIMIT)
+        except OSError as error:
+            raise KitError(
+                f"{self.folder} is no bundle: {bundle.SUMS} in it cannot be read ({error.strerror or error}).",
+                "name the folder that holds SHA256SUMS, or the .tar, or http://…",
+            ) from error
 
-    def check(self, sums: Sums, on_bytes: OnBytes) -> None:
-        bundle.check_folder(self.folder, sums, on_bytes)
+    def check(self, sums: Sums, on_bytes: OnBytes = lambda count: None) -> None:
+        present = dict(bundle.listing(self.folder))
+        for path, status in present.items():
+            if path not in sums and path.startswith(f"{bundle.KIT}/"):
+                continue  # kit/ may have been worked in
+            if not stat.S_ISREG(status.st_mode):
+                raise bundle.refusal(path, NO_FILE)
+            if path not in sums and path != bundle.SUMS:
+                raise bundle.refusal(path, NOT_LISTED)
+        if missing := [path for path in sums if path not in present]:
+            raise bundle.refusal(missing[0], "is missing")
+        for path, wanted in sums.items():
+            if (self.folder / path).resolve() != self.folder.resolve() / path:
+                raise bundle.refusal(path, "lies behind a link")
+            if sha256(self.folder / path, on_bytes) != wanted:
+                raise bundle.refusal(path, OTHER_BYTES)
 
     def size(self, path: str) -> int:
         try:
@@ -73,45 +104,39 @@ class Tar:
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
                 for member in tar:
-                    self._take(member)
+                    bundle.check_path(member.name)
+                    _, _, inside = member.name.partition("/")
+                    if member.isdir() or bundle.CLUTTER.fullmatch(member.name.rpartition("/")[2]):
+                        continue
+                    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+                        raise bundle.refusal(member.name, NO_FILE)
+                    if not inside or inside in self._members:
+                        raise bundle.refusal(member.name, "is not a path that a bundle has, or is there twice")
+                    self._members[inside] = member
         except (tarfile.TarError, EOFError, ValueError) as error:
             raise KitError(f"{path} is no tar of a bundle, or is cut short: {error}.", bundle.AGAIN) from error
-
-    def _take(self, member: tarfile.TarInfo) -> None:
-        bundle.check_path(member.name)
-        _, _, path = member.name.partition("/")
-        if member.isdir() or bundle.CLUTTER.fullmatch(member.name.rpartition("/")[2]):
-            return
-        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-            raise bundle.refusal(member.name, "is a link or a device, and a bundle has files only")
-        if not path or path in self._members:
-            raise bundle.refusal(member.name, "is not a path that a bundle has, or is there twice")
-        self._members[path] = member
 
     def read_sums(self) -> bytes:
         member = self._members.get(bundle.SUMS)
         if member is None or member.size > bundle.SUMS_LIMIT:
-            raise KitError(
-                f"the tar is no bundle: there is no {bundle.SUMS} in it.", "name what `", Command("bundle"), "` wrote"
-            )
+            missing = f"the tar is no bundle: there is no {bundle.SUMS} in it."
+            raise KitError(missing, "name what `", Command("bundle"), "` wrote")
         self._file.seek(member.offset_data)
         return self._file.read(member.size)
 
     def check(self, sums: Sums, on_bytes: OnBytes) -> None:
         for path in self._members:
             if path not in sums and path != bundle.SUMS:
-                raise bundle.refusal(path, f"is not in {bundle.SUMS}")
+                raise bundle.refusal(path, NOT_LISTED)
         for path, wanted in sums.items():
-            size = self.size(path)
-            self._file.seek(self._members[path].offset_data)
-            _copy(self._file, size, path, wanted, None, on_bytes)
+            self.bring(path, wanted, None, on_bytes)
 
     def size(self, path: str) -> int:
         if path not in self._members:
             raise bundle.refusal(path, "is missing")
         return self._members[path].size
 
-    def bring(self, path: str, sha256: str, partial: Path, on_bytes: OnBytes) -> None:
+    def bring(self, path: str, sha256: str, partial: Path | None, on_bytes: OnBytes) -> None:
         size = self.size(path)
         self._file.seek(self._members[path].offset_data)
         _copy(self._file, size, path, sha256, partial, on_bytes)
@@ -120,21 +145,16 @@ class Tar:
 def _copy(file: IO[bytes], size: int, path: str, sha256: str, partial: Path | None, on_bytes: OnBytes) -> None:
     """`size` bytes from where `file` is, hashed, and written to `partial` where there is one."""
     digest, left = hashlib.sha256(), size
-    target = partial.open("wb") if partial else None
-    try:
+    with (partial or Path(os.devnull)).open("wb") as target:
         while left and (piece := file.read(min(left, PIECE))):
             digest.update(piece)
-            if target:
-                target.write(piece)
+            target.write(piece)
             left -= len(piece)
             on_bytes(len(piece))
-    finally:
-        if target:
-            target.close()
     if left or digest.hexdigest() != sha256:
         if partial:
             partial.unlink()
-        raise bundle.refusal(path, f"is not the file that {bundle.SUMS} lists (its sha256 differs)")
+        raise bundle.refusal(path, OTHER_BYTES)
 
 
 def at(place: str) -> Folder | Tar:
@@ -164,13 +184,18 @@ class Mirror:
         self._sizes: dict[str, int] = {}
 
     def read_sums(self) -> bytes:
+        with self._opened(bundle.SUMS, "GET") as response:
+            if response.headers.get_content_type() == "text/html":
+                raise self._unreached(ValueError("a web page"))
+            return response.read(bundle.SUMS_LIMIT)
+
+    @contextmanager
+    def _opened(self, path: str, method: str) -> Iterator[http.client.HTTPResponse]:
         try:
-            with get.open_at(self._remote(bundle.SUMS), 0) as response:
-                if response.headers.get_content_type() == "text/html":
-                    raise self._unreached(ValueError("a web page"))
-                return response.read(bundle.SUMS_LIMIT)
+            with get.open_at(self._remote(path), 0, method) as response:
+                yield response
         except urllib.error.HTTPError as error:
-            raise self._refused(bundle.SUMS, error) from error
+            raise self._refused(path, error) from error
         except (OSError, http.client.HTTPException) as error:
             raise self._unreached(error) from error
         except get.Broken as broken:
@@ -181,25 +206,15 @@ class Mirror:
 
     def size(self, path: str) -> int:
         if path not in self._sizes:
-            self._sizes[path] = self._ask_size(path)
+            with self._opened(path, "HEAD") as response:
+                length = response.headers.get("Content-Length", "")
+            if not length.isdigit():
+                raise bundle.refusal(path, f"has no size at {network_errors.host(self.address)}")
+            self._sizes[path] = int(length)
         return self._sizes[path]
 
-    def _ask_size(self, path: str) -> int:
-        try:
-            with get.open_at(self._remote(path), 0, "HEAD") as response:
-                length = response.headers.get("Content-Length", "")
-        except urllib.error.HTTPError as error:
-            raise self._refused(path, error) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreached(error) from error
-        except get.Broken as broken:
-            raise broken.error from broken
-        if not length.isdigit():
-            raise bundle.refusal(path, f"has no size at {network_errors.host(self.address)}")
-        return int(length)
-
     def bring(self, path: str, sha256: str, partial: Path, on_bytes: OnBytes) -> None:
-        seen = 0
+        remote, seen = self._remote(path, self.size(path), sha256), 0
 
         def report(have: int) -> None:
             nonlocal seen
@@ -207,9 +222,7 @@ class Mirror:
             seen = have
 
         try:
-            transfer.fetch(self._remote(path, self.size(path), sha256), partial, report, self._on_trouble)
-        except NotHandedOut:
-            raise
+            transfer.fetch(remote, partial, report, self._on_trouble)
         except KitError as error:
             raise KitError(error.message, *self._hint()) from error
 
@@ -221,12 +234,8 @@ class Mirror:
         if error.code == 403 and error.headers.get("X-Error-Code") == "GatedRepo":
             return NotHandedOut(f"{host} does not hand {path} out: its model is gated.", "ask the mirror's keeper")
         if path == bundle.SUMS:
-            return KitError(
-                f"{self.address} is no bundle: it answers {error.code} for {bundle.SUMS}.",
-                "type the address as `",
-                Command("mirror"),
-                "` printed it",
-            )
+            message = f"{self.address} is no bundle: it answers {error.code} for {path}."
+            return KitError(message, "type the address as `", Command("mirror"), "` printed it")
         return KitError(f"{host} answers {error.code} for {path}.", "tell the mirror's keeper")
 
     def _unreached(self, error: Exception) -> KitError:
@@ -236,8 +245,7 @@ class Mirror:
         host = urlsplit(self.address).hostname
         if network_errors.proxy_for(self.address):
             return (f"a mirror in the room needs no proxy: NO_PROXY={host}, then the same command",)
-        runs = Command("mirror", LISTEN="…")
-        return "check the address, and that `", runs, "` runs there; then the same command"
+        return "check the address, and that `", Command("mirror", LISTEN="…"), "` runs there; then the same command"
 
 
 def is_address(place: str) -> bool:
@@ -246,12 +254,8 @@ def is_address(place: str) -> bool:
 
 def check_address(address: str) -> str:
     """The address without its last slash. Raises WrongUsage for one that cannot be a mirror's."""
-    try:
-        parts = urlsplit(address)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good or parts.username or parts.password or parts.query or parts.fragment:
+    parts = urlsplit(address) if network_errors.is_http(address) else None
+    if not parts or parts.username or parts.password or parts.query or parts.fragment:
         raise WrongUsage(
             "BUNDLE= is not the address of a mirror (http://host:port, without user, password or query).",
             Command("setup", BUNDLE="http://192.168.1.10:8080"),

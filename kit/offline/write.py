@@ -20,7 +20,7 @@ from kit import paths
 from kit.environment import lock as locks
 from kit.environment import wheels
 from kit.environment.lock import Target
-from kit.errors import Hint, KitError
+from kit.errors import KitError
 from kit.files import Progress, require_room, sha256, silent, staged
 from kit.models import folder as model_folder
 from kit.models import licence
@@ -30,10 +30,7 @@ from kit.paths import ROOT
 
 # The wheels of one target, for the disk check: no lock says their sizes (docs/measurements.md: 257 MB for Linux).
 WHEELS_BYTES = 320_000_000
-MARGIN = 50_000_000  # bytes that stay free
 EPOCH = 315_532_800  # 1980-01-01: the time of every file in the tar
-
-AGAIN: Hint = ("the same command, which goes on where it stopped",)
 
 
 @dataclass(frozen=True)
@@ -55,11 +52,8 @@ def make(models: Iterable[Model], targets: Iterable[Target], on_progress: Progre
         model_folder.check(model)
         licence.require_licences(model, [path.name for path in model.folder.iterdir()])
     folder = paths.DIST / f"base-model-kit-{commit[:12]}"
-
-    def wait() -> None:
-        on_progress("waiting for another bundle that is made here", 0)
-
-    with staged("the bundle", paths.DIST / "bundle", AGAIN, on_wait=wait):
+    wait = partial(on_progress, "waiting for another bundle that is made here", 0)
+    with staged("the bundle", paths.DIST / "bundle", bundle.GOES_ON, on_wait=wait):
         return _Work(folder, commit, models, targets, on_progress).run()
 
 
@@ -108,12 +102,10 @@ class _Work:
         readme = readme_text(self.commit, self.models, self.targets)
         (self.partial / bundle.README).write_text(readme, encoding="utf-8")
         sums = self._sums()
-        (self.partial / bundle.SUMS).write_bytes(bundle.format_sums(sums))
-        tar = self._write_tar(sums)
-        self._move_into_place(tar)
-        final = self.folder.with_name(f"{self.folder.name}.tar")
-        digest = bundle.digest(bundle.format_sums(sums))
-        return Made(self.folder, final, digest, final.stat().st_size)
+        listed = bundle.format_sums(sums)
+        (self.partial / bundle.SUMS).write_bytes(listed)
+        tar = self._move_into_place(self._write_tar(sums))
+        return Made(self.folder, tar, bundle.digest(listed), tar.stat().st_size)
 
     def _reuse(self) -> None:
         """Wheels that earlier bundles have, finished or not: each is proved before it counts."""
@@ -133,8 +125,8 @@ class _Work:
         fetching = sum(WHEELS_BYTES for target in self.targets if wheels.missing(target, there))
         size = sum(model.size for model in self.models)
         copied = 0 if self.partial.stat().st_dev == paths.MODELS.stat().st_dev else size
-        needed = 2 * fetching + have + size + copied + MARGIN
-        require_room("the bundle", self.partial, needed, AGAIN)
+        needed = 2 * fetching + have + size + copied + bundle.MARGIN
+        require_room("the bundle", self.partial, needed, bundle.GOES_ON)
 
     def _write_kit(self) -> None:
         place = self.partial / bundle.KIT
@@ -179,12 +171,11 @@ class _Work:
 
     def _sums(self) -> dict[str, str]:
         """The sha256 of every file, the models' held against their pins."""
-        paths = [path for path, _ in bundle.listing(self.partial) if path != bundle.SUMS]
-        total = sum((self.partial / path).stat().st_size for path in paths) or 1
-        done, sums = 0, {}
-        for path in paths:
+        sizes = {path: status.st_size for path, status in bundle.listing(self.partial) if path != bundle.SUMS}
+        total, done, sums = sum(sizes.values()) or 1, 0, {}
+        for path, size in sizes.items():
             sums[path] = sha256(self.partial / path)
-            done += (self.partial / path).stat().st_size
+            done += size
             self.on_progress("checksums", done / total)
         for model in self.models:
             for file in model.files:
@@ -211,14 +202,16 @@ class _Work:
                 self.on_progress("tar", done / total)
         return growing
 
-    def _move_into_place(self, tar: Path) -> None:
+    def _move_into_place(self, growing: Path) -> Path:
+        """The folder and the tar under their names; the tar's."""
         old = self.folder.with_name(f".{self.folder.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if self.folder.exists():
             self.folder.rename(old)
         self.partial.rename(self.folder)
-        tar.replace(self.folder.with_name(f"{self.folder.name}.tar"))
+        tar = growing.replace(self.folder.with_name(f"{self.folder.name}.tar"))
         shutil.rmtree(old, ignore_errors=True)
+        return tar
 
 
 def _link(source: Path, target: Path) -> None:
@@ -239,21 +232,17 @@ def _remove(path: Path) -> None:
 # --- The README of a bundle -------------------------------------------------------------------------------------------
 
 
-def readme_text(commit: str, models: Iterable[Model], targets: Iterable[Target]) -> str:
+def readme_text(commit: str, models: list[Model], targets: list[Target]) -> str:
     """The README for these models and targets."""
-    models = list(models)
-    duties = {model.name: licence.duty(model) for model in models}
-    shown = sorted({duty.shown for duty in duties.values() if duty})
+    duties = [licence.duty(model) for model in models]
+    licences = ["  base-model-kit: MIT (kit/LICENSE); each package its own, in its wheel", *map(_of, models)]
     text = (ROOT / "env" / "bundle-readme.txt").read_text(encoding="utf-8")
     return text.format(
         commit=commit,
-        shown="".join(f"\n{words}\n" for words in shown),
+        shown="".join(f"\n{words}\n" for words in sorted({duty.shown for duty in duties if duty})),
         targets=", ".join(f"{target.platform} with Python {target.python}" for target in targets),
         names=", ".join(model.name for model in models),
-        licences="\n".join(
-            ["  base-model-kit: MIT (kit/LICENSE); each package its own, in its wheel", *map(_of, models)]
-        )
-        + "\n",
+        licences="".join(f"{line}\n" for line in licences),
     )
 
 
