@@ -70,6 +70,7 @@ class Pin:
 def this() -> Target:
     """The machine and the Python that this runs on. Raises KitError for one that no lock is for."""
     system, machine, python = platform.system(), platform.machine(), ".".join(platform.python_version_tuple()[:2])
+    machine = {("Linux", "arm64"): "aarch64"}.get((system, machine), machine)  # as some kernels say
     for name, (_, *wanted) in PLATFORMS.items():
         if wanted == [system.lower(), machine] and python in PYTHONS:
             return Target(name, python)
