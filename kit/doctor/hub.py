@@ -18,6 +18,7 @@ from kit.doctor.check import FAIL, OK, WARN, Listed, Outcome, skipped
 from kit.errors import Command, KitError
 from kit.hub import client as hub
 from kit.hub import download
+from kit.hub.errors import NEW_TOKEN_PAGE
 from kit.models import registry
 from kit.models.registry import Model
 from kit.net import errors as network_errors
@@ -167,7 +168,7 @@ def check_token(model: Model, lookups: Lookups) -> Outcome:
         if model.gated:
             raise KitError(
                 f"there is no token, and {model.name} is gated",
-                f"make one at {hub.NEW_TOKEN_PAGE}, write it into .env, then: ",
+                f"make one at {NEW_TOKEN_PAGE}, write it into .env, then: ",
                 Command("login"),
             )
         return skipped(f"{model.name} is open, and there is no token")
@@ -182,7 +183,7 @@ def check_account(lookups: Lookups) -> Outcome:
     account = lookups.get("account")
     if account.role == "write":
         return Outcome(
-            WARN, f"{account.name}, scope write: read is enough", (f"make one that reads: {hub.NEW_TOKEN_PAGE}",)
+            WARN, f"{account.name}, scope write: read is enough", (f"make one that reads: {NEW_TOKEN_PAGE}",)
         )
     return Outcome(OK, f"{account.name}, scope {account.role}")
 
