@@ -32,11 +32,12 @@ import json, sys, time
 from kit import settings
 from kit.doctor import check as checks
 from kit.doctor import hub as hub_checks
+from scripts.doctor import as_dict
 settings.apply(settings.read())
 hub_checks.DEADLINE = float(sys.argv[2])
 import huggingface_hub
 started = time.monotonic()
-found = [check.as_dict() for check in checks.run(hub_checks.listed(sys.argv[1]))]
+found = [as_dict(check) for check in checks.run(hub_checks.listed(sys.argv[1]))]
 print(json.dumps([found, time.monotonic() - started]))
 """
 
