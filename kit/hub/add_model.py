@@ -55,9 +55,8 @@ def section(model: Model) -> str:
 def check_names(repo_id: str, name: str) -> None:
     """Raises WrongUsage for names that cannot be, or that are taken."""
     if not REPO_ID.fullmatch(repo_id):
-        raise WrongUsage(
-            f"REPO={repo_id} is not of the form owner/name.", Command("add-model", REPO="owner/name", NAME="short")
-        )
+        example = Command("add-model", REPO="owner/name", NAME="short")
+        raise WrongUsage(f"REPO={repo_id} is not of the form owner/name.", example)
     if not NAME.fullmatch(name) or ".." in name:
         raise WrongUsage(f"NAME={name}: small letters, digits, dots and dashes, please.")
     if name in registry.read():
@@ -79,9 +78,8 @@ def describe(repo_id: str, revision: str, name: str) -> Model:
     with hub.session() as api, hub_errors.about(bare):
         info = api.model_info(repo_id, revision=revision, token=sent)
         commit = str(info.sha)
-        tree = [
-            entry for entry in api.list_repo_tree(repo_id, revision=commit, token=sent) if isinstance(entry, RepoFile)
-        ]
+        listed = api.list_repo_tree(repo_id, revision=commit, token=sent)
+        tree = [entry for entry in listed if isinstance(entry, RepoFile)]
     card = dict(vars(info.card_data)) if info.card_data else {}
     licence = str(card.get("license_name") or card.get("license") or "unknown: see its page")
     files, contents = _files(replace(bare, revision=commit), tree, token)
