@@ -114,9 +114,8 @@ def require_room(what: str, folder: Path, need: int, again: Hint) -> None:
     """Raises KitError before the first byte where `folder`'s disk has no room for `need` bytes."""
     free = shutil.disk_usage(str(folder)).free
     if need and free < need:
-        raise KitError(
-            f"{what} needs {_size(need)} on this disk, and {_size(free)} are free.", "free some room, then: ", *again
-        )
+        said = f"{what} needs {_size(need)} on this disk, and {_size(free)} are free."
+        raise KitError(said, "free some room, then: ", *again)
 
 
 # What an errno means, for a file that is written; the words of the system differ, and name no cause.

@@ -11,6 +11,7 @@ from typing import Any
 
 from kit import paths
 from kit.errors import KitError, WrongUsage
+from kit.files import beside
 
 FORMAT = 1
 KINDS = ("manifest", "run", "bench")
@@ -31,28 +32,25 @@ def write(kind: str, content: dict[str, Any]) -> Path:
     path = paths.REPORTS / f"{kind}-{now:%Y%m%dT%H%M%S}-{now.microsecond:06}.json"
     document = {"kind": kind, "format": FORMAT, "time": now.isoformat(timespec="seconds"), **content}
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
-    _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-    return path
+    return _write(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def write_beside(report: Path, suffix: str, put: Callable[[Path], object]) -> Path:
     """Writes another form of the report under its name with `suffix`; `put` writes the path that it is given."""
-    path = report.with_suffix(suffix)
-    _write(path, put)
-    return path
+    return _write(report.with_suffix(suffix), put)
 
 
-def _write(path: Path, put: Callable[[Path], object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+def _write(path: Path, put: Callable[[Path], object]) -> Path:
     try:
         paths.REPORTS.mkdir(parents=True, exist_ok=True)
-        put(partial)
-        partial.replace(path)
+        with beside(path) as partial:
+            put(partial)
     except OSError as error:
         raise KitError(
             f"the report {path.name} could not be written: {error.strerror or error}.",
             "free some room, or check who owns reports/",
         ) from error
+    return path
 
 
 def read(path: Path) -> Report:

@@ -116,11 +116,8 @@ def faults(content: bytes) -> list[Fault]:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return [*found, Fault(1, "is not UTF-8")]
-    for number, line in enumerate(text.split("\n"), start=1):
-        fault = _line_fault(line)
-        if fault:
-            found.append(Fault(number, fault))
-    return found
+    lines = enumerate(text.split("\n"), start=1)
+    return found + [Fault(number, fault) for number, line in lines if (fault := _line_fault(line))]
 
 
 def _line_fault(line: str) -> str:
@@ -150,17 +147,17 @@ def exposures(path: Path) -> list[tuple[str, str]]:
     if os.name == "posix" and path.stat().st_mode & 0o077:
         found.append((".env can be read by other accounts of this machine", "chmod 600 .env"))
     git = ["git", "-C", str(path.parent)]
-    if _says([*git, "ls-files", path.name]):
+    if output([*git, "ls-files", path.name]):
         found.append((".env is in git, where its token does not belong", "git rm --cached .env"))
-    elif _says([*git, "rev-parse", "--is-inside-work-tree"]) and not _says([*git, "check-ignore", path.name]):
+    elif output([*git, "rev-parse", "--is-inside-work-tree"]) and not output([*git, "check-ignore", path.name]):
         found.append(("git would commit .env", "add /.env to .gitignore"))
     return found
 
 
-def _says(command: list[str]) -> str:
+def output(command: list[str]) -> str:
     """What a command prints; "" where there is no such command or it fails."""
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        done = subprocess.run(command, capture_output=True, check=False)
     except OSError:
         return ""
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else ""
@@ -174,21 +171,27 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
 
-def read(path: Path = DOTENV) -> Settings:
-    """Reads .env; none is an empty one. Raises KitError that names each line that readers would disagree about."""
+def content(path: Path) -> bytes | None:
+    """What is in .env, None for none. Raises KitError where it cannot be read."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        return Settings()
+        return None
     except OSError as error:
         following = "move it away: .env is a file" if path.is_dir() else "chmod 600 .env"
         raise KitError(f".env cannot be read: {error.strerror}.", following) from error
-    found = faults(content)
-    if found:
+
+
+def read(path: Path = DOTENV) -> Settings:
+    """Reads .env; none is an empty one. Raises KitError that names each line that readers would disagree about."""
+    raw = content(path)
+    if raw is None:
+        return Settings()
+    if found := faults(raw):
         lines = "\n".join(f"  line {fault.line}: {fault.text}" for fault in found)
         raise KitError(f".env has what its readers read differently:\n{lines}", "see .env.example for the form")
 
-    values = {name: value for name, value in _values(path, content).items() if value}
+    values = {name: value for name, value in _values(path, raw).items() if value}
     warnings = [f"{what}: {following}" for what, following in exposures(path)]
     warnings += [f".env sets {name}, which nothing here reads" for name in values if not may_stand_in_dotenv(name)]
     return Settings(values, tuple(warnings))

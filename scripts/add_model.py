@@ -20,10 +20,9 @@ def add_model(repo: str | None, revision: str, name: str | None) -> None:
     """
     if not repo or not name:
         raise WrongUsage("REPO and NAME are both needed.", Command("add-model", REPO="owner/name", NAME="short"))
-    section = new_model.describe(repo, revision, name)
-    new_model.append(section)
-    model = section.model
-    cli.result(section.text())
+    model = new_model.describe(repo, revision, name)
+    new_model.append(model)
+    cli.result(new_model.section(model))
     cli.note(f"{name} is in env/models.toml: {model.kind}, {model.size / 1e9:.2f} GB, at {model.revision[:12]}")
     if model.gated and not model.licence_files:
         cli.note("warning: it is gated and has no licence file; the kit may not hand it on")

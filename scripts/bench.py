@@ -54,21 +54,15 @@ def bench(
     found = registry.find(model)
     if quality:
         bench_quality.require_meaning(found)
-    progress = ProgressLine()
-    try:
+    with ProgressLine() as progress:
         if found.is_random:
             random_weights.ensure(found, progress)
         plan = bench_plan.make(found, names(methods), names(devices), names(dtypes), names(quants), runs, tokens)
         bench_plan.prepare(plan, progress)
-    finally:
-        progress.end()
-    if prepare:
-        return
-    try:
+        if prepare:
+            return
         done = experiment.run(plan, RUN, progress)
-    finally:
-        progress.end()
-    trouble = measure_quality(done, progress) if quality and not done.interrupted else None
+    trouble = measure_quality(done) if quality and not done.interrupted else None
     show(done, as_json)
     if trouble:
         raise trouble
@@ -76,22 +70,19 @@ def bench(
     if failed:
         reasons = [f"{row.combination}: {row.failure}" for row in failed]
         stand = "the others stand; " if done.measured() else ""
-        raise KitError(
-            "\n  ".join([f"{len(failed)} of {len(done.rows)} rows failed:", *reasons]),
-            f"{stand}leave these out with METHODS, DEVICES, DTYPES or QUANTS",
-        )
+        what = "\n  ".join([f"{len(failed)} of {len(done.rows)} rows failed:", *reasons])
+        raise KitError(what, f"{stand}leave these out with METHODS, DEVICES, DTYPES or QUANTS")
 
 
-def measure_quality(done: experiment.Bench, progress: ProgressLine) -> KitError | None:
+def measure_quality(done: experiment.Bench) -> KitError | None:
     """What went wrong on the way, to be said when the times are written down: they took minutes."""
     try:
-        bench_quality.measure(done, progress)
+        with ProgressLine() as progress:
+            bench_quality.measure(done, progress)
     except KeyboardInterrupt:
         return KitError("the quality was not measured to its end.", Command("bench", QUALITY="1"))
     except KitError as error:
         return error
-    finally:
-        progress.end()
     return None
 
 
@@ -99,14 +90,12 @@ def show(done: experiment.Bench, as_json: bool) -> None:
     content = experiment.content(done, conclusions.of(done))
     table = bench_table.markdown(content)
     report = reports.write("bench", content)
-    reports.write_beside(report, ".md", lambda path: path.write_text(table, encoding="utf-8"))
-    files = [report.name, report.with_suffix(".md").name]
+    files = [report, reports.write_beside(report, ".md", lambda path: path.write_text(table, encoding="utf-8"))]
     if done.measured():
-        reports.write_beside(report, ".png", lambda path: bench_plot.draw(content, path))
-        files.append(report.with_suffix(".png").name)
+        files.append(reports.write_beside(report, ".png", lambda path: bench_plot.draw(content, path)))
     cli.result(experiment.as_json(content) + "\n" if as_json else table)
-    for name in files:
-        cli.note(f"reports/{name}")
+    for path in files:
+        cli.note(f"reports/{path.name}")
 
 
 if __name__ == "__main__":

@@ -32,15 +32,11 @@ def bundle(platform: str, model: str) -> None:
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     targets = locks.targets(platform, python) if platform else [locks.this()]
     names = {name.strip() for name in model.split(",") if name.strip()} | {starter.NAME}
-    progress = ProgressLine()
-    try:
+    with ProgressLine() as progress:
         made = bundle_writer.make([registry.find(name) for name in names], targets, progress)
-    finally:
-        progress.end()
     folder, tar = made.folder.relative_to(ROOT), made.tar.relative_to(ROOT)
-    cli.note(
-        f"{folder}/ and {tar} ({made.size / 1e9:.2f} GB): {', '.join(sorted(names))} for {', '.join(map(str, targets))}"
-    )
+    what = f"{', '.join(sorted(names))} for {', '.join(map(str, targets))}"
+    cli.note(f"{folder}/ and {tar} ({made.size / 1e9:.2f} GB): {what}")
     cli.note("without a network:  make setup BUNDLE=<folder or tar> SHA256=<the digest below>")
     cli.note(f"in a room:          {words([Command('mirror', BUNDLE=folder, LISTEN='0.0.0.0')])}")
     cli.note("Hand the digest on by another way than the bundle itself:")

@@ -69,12 +69,9 @@ def _run(command: click.Command) -> int:
         cause = error.__cause__ or error
         if isinstance(cause, BrokenPipeError):
             return 0  # `make -s run | head -1`: the reader has what it wanted
-        return say_error(
-            KitError(
-                f"the output could not be written: {getattr(cause, 'strerror', cause)}.",
-                "look where standard output goes (a full disk behind `>`?), then the same command",
-            )
-        )
+        why = getattr(cause, "strerror", cause)
+        hint = "look where standard output goes (a full disk behind `>`?), then the same command"
+        return say_error(KitError(f"the output could not be written: {why}.", hint))
     except (KeyboardInterrupt, click.Abort):
         note("\nstopped")
         return INTERRUPTED
@@ -89,9 +86,8 @@ def _run(command: click.Command) -> int:
         return say_error(error)
     except Exception as error:  # the last net: a person gets a sentence, a developer the traceback
         text = str(error).strip() or "no further word"
-        return say_error(
-            KitError(f"unexpected {type(error).__name__}: {text}", "KIT_DEBUG=1 shows where; please report it")
-        )
+        hint = "KIT_DEBUG=1 shows where; please report it"
+        return say_error(KitError(f"unexpected {type(error).__name__}: {text}", hint))
 
 
 def _is_to_be_prepared(error: KitError) -> bool:

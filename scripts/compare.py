@@ -53,8 +53,7 @@ def beside(a: Any, b: Any) -> tuple[str, str]:
     pairs = enumerate(zip(*texts, strict=False))
     differ = next((place for place, (one, other) in pairs if one != other), min(map(len, texts)))
     start = max(0, differ - BEFORE) if max(map(len, texts)) > WIDTH else 0
-    first, second = (cut(text, start) for text in texts)
-    return first, second
+    return cut(texts[0], start), cut(texts[1], start)
 
 
 def as_text(value: Any) -> str:

@@ -10,13 +10,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from kit import settings
 from kit.doctor import before_venv
 from kit.doctor import check as checks
-from kit.doctor.check import FAIL, WARN, Check
+from kit.doctor.check import FAIL, Check
 from kit.errors import Command, KitError
 from kit.paths import ROOT
 from scripts.hints import words
@@ -44,15 +44,14 @@ def main(arguments: list[str]) -> int:
     as_json = "--json" in arguments or setting("JSON") not in ("", "0")
     found: list[Check] = []
     # The first stage's answers are on the screen while the second imports its libraries.
-    for stage in (first_stage, second_stage):
-        for check in stage(model):
+    for stage in (checks.run(before_venv.listed(model)), second_stage(model)):
+        for check in stage:
             found.append(check)
             if not as_json:
                 show(check)
     failed = [check.id for check in found if check.state == FAIL]
     if as_json:
-        document: dict[str, Any] = {"ok": not failed, "model": model, "checks": [as_dict(check) for check in found]}
-        print(json.dumps(document))
+        print(json.dumps({"ok": not failed, "model": model, "checks": [as_dict(check) for check in found]}))
     elif failed:
         print(f"\n{', '.join(failed)}: see docs/troubleshooting.md")
     else:
@@ -69,28 +68,19 @@ def setting(name: str) -> str:
     return ""
 
 
-def first_stage(model: str) -> Iterator[Check]:
-    return checks.run(before_venv.listed(model))
-
-
-def second_stage(model: str) -> Iterable[Check]:
+def second_stage(model: str) -> Iterator[Check]:
     """The checks that need the libraries, run by .venv's Python; one skipped check where there is none."""
     python = ROOT / ".venv" / "bin" / "python"
     if not (ROOT / ".venv" / "ready").exists() or not python.exists():
-        return checks.run([("D20", "libraries", lambda: checks.skipped("there is no finished .venv (D07)"))])
-    done = subprocess.run(
-        [str(python), "-m", "scripts.doctor", SECOND_STAGE],
-        cwd=str(ROOT),
-        env=dict(os.environ, MODEL=model),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+        yield from checks.run([("D20", "libraries", lambda: checks.skipped("there is no finished .venv (D07)"))])
+        return
+    command, environment = [str(python), "-m", "scripts.doctor", SECOND_STAGE], dict(os.environ, MODEL=model)
+    done = subprocess.run(command, cwd=str(ROOT), env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        return [Check("D20", "libraries", FAIL, f"the environment does not run: {last}", (Command("clean setup"),))]
-    return [Check(**{**fields, "next": (fields["next"],)}) for fields in json.loads(done.stdout)]
+        yield Check("D20", "libraries", FAIL, f"the environment does not run: {last}", (Command("clean setup"),))
+        return
+    yield from (Check(**{**fields, "next": (fields["next"],)}) for fields in json.loads(done.stdout))
 
 
 def as_dict(check: Check) -> dict[str, Any]:
@@ -99,9 +89,8 @@ def as_dict(check: Check) -> dict[str, Any]:
 
 
 def show(check: Check) -> None:
-    state = check.state if check.state in (FAIL, WARN) else "ok"
     lines = check.text.splitlines() or [""]
-    print(f" {state:4}  {check.id} {check.name:12} {lines[0]}")
+    print(f" {check.state:4}  {check.id} {check.name:12} {lines[0]}")
     for line in lines[1:]:
         print(f"{'':24}{line}")
     for line in words(check.next).splitlines():

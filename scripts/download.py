@@ -24,11 +24,8 @@ def download(model: str) -> None:
     make download MODEL=smollm2-135m
     """
     found = registry.find(model)
-    progress = ProgressLine()
-    try:
+    with ProgressLine() as progress:
         fetched = model_download.download(found, progress, progress.note)
-    finally:
-        progress.end()
     state = "is here" if fetched else "was here already"
     cli.note(f"{model} {state}: {found.size / 1e9:.2f} GB in models/{model}/, every sha256 as pinned")
     cli.next_step(Command("run", MODEL=model))

@@ -23,19 +23,12 @@ def gguf(model: str, quant: str) -> None:
     """
     found = registry.find(model)
     chosen = gguf_files.choose(found, quant)
-    progress = ProgressLine()
     start = time.monotonic()
-    try:
+    with ProgressLine() as progress:
         written = gguf_files.ensure(found, chosen, progress)
-    finally:
-        progress.end()
-    took = (
-        f"written in {time.monotonic() - start:.1f} s"
-        if written
-        else "as shipped"
-        if chosen.is_shipped
-        else "was here already"
-    )
+    took = "as shipped" if chosen.is_shipped else "was here already"
+    if written:
+        took = f"written in {time.monotonic() - start:.1f} s"
     size = chosen.path.stat().st_size
     cli.note(f"models/{model}/{chosen.path.name}: {chosen.name}, {size / 1e9:.2f} GB, {took}")
     cli.note(f"sha256 {gguf_files.digest(chosen, found)}")

@@ -9,6 +9,7 @@ import click
 from kit.errors import Command, KitError
 from kit.hub import client as hub
 from kit.hub.client import Token
+from kit.hub.errors import NEW_TOKEN_PAGE
 from kit.models import registry
 from scripts import cli
 from scripts.options import takes
@@ -50,11 +51,11 @@ def ask() -> Token:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise KitError(
             "there is no token: HF_TOKEN is empty, in the environment and in .env.",
-            f"1. make one that reads gated models: {hub.NEW_TOKEN_PAGE}\n",
+            f"1. make one that reads gated models: {NEW_TOKEN_PAGE}\n",
             "  2. cp .env.example .env && chmod 600 .env, and write it behind HF_TOKEN=\n  3. ",
             Command("login"),
         )
-    cli.note(f"No token yet. Make one that reads gated models: {hub.NEW_TOKEN_PAGE}")
+    cli.note(f"No token yet. Make one that reads gated models: {NEW_TOKEN_PAGE}")
     return Token(click.prompt("Paste it (hidden)", hide_input=True, err=True).strip(), "what you typed")
 
 

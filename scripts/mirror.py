@@ -31,9 +31,8 @@ def mirror(bundle: str, listen: str, port: int, allow_gated: bool) -> None:
     make mirror BUNDLE=dist/base-model-kit-0123456789ab LISTEN=0.0.0.0
     """
     if not bundle:
-        raise WrongUsage(
-            "BUNDLE= names the folder to serve.", Command("bundle"), ", then: ", Command("mirror", BUNDLE="dist/<name>")
-        )
+        hint = Command("bundle"), ", then: ", Command("mirror", BUNDLE="dist/<name>")
+        raise WrongUsage("BUNDLE= names the folder to serve.", *hint)
     cli.note("checking the bundle")
     stock = bundle_mirror.shelf(Path(bundle).expanduser(), allow_gated)
     _say_duties(stock)
@@ -74,19 +73,12 @@ class _Given:
 
 
 def _say_duties(stock: bundle_mirror.Shelf) -> None:
-    for model in stock.kept_back:
-        cli.note(
-            f"{model.name} is gated and is not handed out; ALLOW_GATED=1 does, and then its licence binds you"
-            f"{_duty(model.name, stock)}"
-        )
-    for model in stock.models:
-        if model.gated:
-            cli.note(f"{model.name} is gated ({model.licence}) and is handed out by you{_duty(model.name, stock)}")
-
-
-def _duty(name: str, stock: bundle_mirror.Shelf) -> str:
-    duty = next(licence.duty(model) for model in (*stock.models, *stock.kept_back) if model.name == name)
-    return f":\n  {duty.sentence}" if duty else ""
+    said = "is gated and is not handed out; ALLOW_GATED=1 does, and then its licence binds you"
+    lines = [(model, said) for model in stock.kept_back]
+    lines += [(model, f"is gated ({model.licence}) and is handed out by you") for model in stock.models if model.gated]
+    for model, said in lines:
+        duty = licence.duty(model)
+        cli.note(f"{model.name} {said}" + (f":\n  {duty.sentence}" if duty else ""))
 
 
 def _say_lines(stock: bundle_mirror.Shelf, server: bundle_mirror.Mirror) -> None:

@@ -26,6 +26,7 @@ METAVARS = {
     "A": ("REPORT",),
     "B": ("REPORT",),
 }
+RANGES = {"integer": click.IntRange, "number": click.FloatRange}
 
 
 # For the container: a service that may write to models/ is asked for this before one that may not.
@@ -51,13 +52,9 @@ def _option(variable: Variable) -> Callable[[Verb], Verb]:
     about = variable.about.split("\n")[0]
     if variable.kind == "flag":
         return click.option(*names, envvar=envvar, is_flag=True, help=about)
-    kind: Any = None
-    if variable.kind == "integer":
-        kind = click.IntRange(variable.low, variable.high)
-    if variable.kind == "number":
-        kind = click.FloatRange(variable.low, variable.high)
-    if variable.name == "METHOD":
-        kind = click.Choice(methods.NAMES)
+    kind: Any = click.Choice(methods.NAMES) if variable.name == "METHOD" else None
+    if variable.kind in RANGES:
+        kind = RANGES[variable.kind](variable.low, variable.high)
     shown = METAVARS.get(variable.name)
     return click.option(
         *names,

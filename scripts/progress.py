@@ -23,8 +23,7 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self._bar: tqdm[Any] | None = None
-        self._what, self._total = "", 0.0
-        self._said = 0.0
+        self._what, self._total, self._said = "", 0.0, 0.0
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, what: str, done: float, total: float = 1.0, unit: str = "") -> None:
@@ -40,6 +39,12 @@ class ProgressLine:
             self._bar.refresh()
         if not self._terminal and time.monotonic() - self._said >= REPEAT:
             self._say(str(self._bar).replace(" | ", " "))
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
 
     def note(self, text: str) -> None:
         """A line of its own between two pictures."""

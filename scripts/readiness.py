@@ -13,6 +13,8 @@ from kit.verify.readiness import judge
 from scripts import cli
 from scripts.options import takes
 
+USAGE = Command("readiness", CODES="codes.txt")
+
 
 @click.command()
 @takes("readiness")
@@ -25,30 +27,23 @@ def readiness(codes: str | None) -> None:
     make readiness CODES=codes.txt
     """
     if not codes:
-        raise WrongUsage("CODES names no file.", Command("readiness", CODES="codes.txt"))
+        raise WrongUsage("CODES names no file.", USAGE)
     try:
         text = sys.stdin.read() if codes == "-" else Path(codes).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise WrongUsage(
-            f"CODES={codes} cannot be read: {error.strerror}.", Command("readiness", CODES="codes.txt")
-        ) from error
+        raise WrongUsage(f"CODES={codes} cannot be read: {error.strerror}.", USAGE) from error
     # A byte-order mark, as Windows writes it, is no part of the first name.
     attendees = judge(text.removeprefix("\ufeff").splitlines(), registry.read())
     if not attendees:
-        raise WrongUsage(
-            f"CODES={codes} has no line with a code.",
-            "a name and the last line of ",
-            Command("verify"),
-            ", a line each",
-        )
+        hint = "a name and the last line of ", Command("verify"), ", a line each"
+        raise WrongUsage(f"CODES={codes} has no line with a code.", *hint)
     width = max(len(attendee.name) for attendee in attendees)
     for attendee in sorted(attendees, key=lambda attendee: attendee.ready):
         code = attendee.code
         where = f"{code.model} on {code.device} in {code.dtype}, {code.platform}" if code else ""
         state = "ready" if attendee.ready else "NOT  "
-        cli.result(
-            "  ".join(filter(None, [f"{attendee.name:{width}}", state, where, "; ".join(attendee.reasons)])) + "\n"
-        )
+        cells = [f"{attendee.name:{width}}", state, where, "; ".join(attendee.reasons)]
+        cli.result("  ".join(filter(None, cells)) + "\n")
     ready = sum(attendee.ready for attendee in attendees)
     cli.result(f"{ready} of {len(attendees)} ready\n")
     if ready < len(attendees):

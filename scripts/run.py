@@ -18,7 +18,6 @@ from kit.engines.record import Repetition
 from kit.engines.request import DEFAULT_PROMPT, Completion, Request
 from kit.errors import Command, WrongUsage
 from kit.models import registry
-from kit.models.registry import Model
 from scripts import cli
 from scripts.compare import beside
 from scripts.hints import words
@@ -30,6 +29,7 @@ NATURES = {
     "instruct": "instruction-tuned, so not a base model; it stands in until you have one",
     "random": "for speed and memory: what it writes means nothing",
 }
+FROM_FILE = Command("run", PROMPT_FILE="prompt.txt")
 
 
 @click.command()
@@ -78,13 +78,12 @@ def run(
     if prepare:
         generate.prepare(request, progress)
         return
-    show_model(request.model)
+    cli.note(f"{request.model.name} is {request.model.title}, {NATURES[request.model.kind]}")
 
     def show_device(chosen: Device) -> None:
         progress.end()
-        cli.note(
-            f"{request.method} on {chosen.name} ({chosen.reason}), {chosen.number_format} ({chosen.format_reason}) …"
-        )
+        device, numbers = f"{chosen.name} ({chosen.reason})", f"{chosen.number_format} ({chosen.format_reason})"
+        cli.note(f"{request.method} on {device}, {numbers} …")
         if not as_json:
             cli.note(f"> {abridged(request.prompt)}")
 
@@ -107,11 +106,10 @@ def refuse_beside_from(context: click.Context) -> None:
     """FROM repeats a run as it was. What .env sets for all runs does not count as asked for."""
     asked = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     names = ("model", "prompt", "prompt_file", *recorded_run.ASKED)
-    given = [name.upper() for name in dict.fromkeys(names) if context.get_parameter_source(name) in asked]
+    given = ", ".join(name.upper() for name in dict.fromkeys(names) if context.get_parameter_source(name) in asked)
     if given:
-        raise WrongUsage(
-            f"FROM repeats a run as it was: leave out {', '.join(given)}.", Command("run", FROM="reports/run-….json")
-        )
+        again = Command("run", FROM="reports/run-….json")
+        raise WrongUsage(f"FROM repeats a run as it was: leave out {given}.", again)
 
 
 def show_repetition(repetition: Repetition) -> None:
@@ -133,34 +131,20 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         # click takes an empty variable for none.
         prompt = os.environ.get("PROMPT", DEFAULT_PROMPT) if prompt is None else prompt
         if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise WrongUsage(
-                "the prompt is not UTF-8 text.", "save it as UTF-8, then: ", Command("run", PROMPT_FILE="prompt.txt")
-            )
+            raise WrongUsage("the prompt is not UTF-8 text.", "save it as UTF-8, then: ", FROM_FILE)
         return prompt
     shown = os.environ.get("KIT_PROMPT_NAME") or prompt_file  # the container gets the file through standard input
     if prompt is not None:
         raise WrongUsage("PROMPT and PROMPT_FILE are both given.", "give one of them")
+    if prompt_file == "-" and sys.stdin is None:  # Python's way to say that it is closed
+        raise WrongUsage("PROMPT_FILE=- reads standard input, and that is closed.", FROM_FILE)
     try:
-        content = read_stdin() if prompt_file == "-" else Path(prompt_file).read_bytes()
+        content = sys.stdin.buffer.read() if prompt_file == "-" else Path(prompt_file).read_bytes()
         return content.decode("utf-8")
     except OSError as error:
-        raise WrongUsage(
-            f"PROMPT_FILE={shown} cannot be read: {error.strerror}.", Command("run", PROMPT_FILE="prompt.txt")
-        ) from error
+        raise WrongUsage(f"PROMPT_FILE={shown} cannot be read: {error.strerror}.", FROM_FILE) from error
     except UnicodeDecodeError as error:
         raise WrongUsage(f"PROMPT_FILE={shown} is not UTF-8 text (byte {error.start}).", "save it as UTF-8") from error
-
-
-def read_stdin() -> bytes:
-    if sys.stdin is None:  # Python's way to say that it is closed
-        raise WrongUsage(
-            "PROMPT_FILE=- reads standard input, and that is closed.", Command("run", PROMPT_FILE="prompt.txt")
-        )
-    return sys.stdin.buffer.read()
-
-
-def show_model(model: Model) -> None:
-    cli.note(f"{model.name} is {model.title}, {NATURES[model.kind]}")
 
 
 def abridged(text: str, width: int = 200) -> str:

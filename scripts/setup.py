@@ -26,18 +26,15 @@ def setup() -> None:
     warm_up = None
     if _text(warmed) != _text(lock):
         cli.note("compiling what a run imports")
-        warm_up = subprocess.Popen(
-            [sys.executable, "-c", WARM_UP], cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-    progress = ProgressLine()
+        command = [sys.executable, "-c", WARM_UP]
+        warm_up = subprocess.Popen(command, cwd=paths.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        starter.ensure(progress)
+        with ProgressLine() as progress:
+            starter.ensure(progress)
     except BaseException:
         if warm_up:
             warm_up.kill()
         raise
-    finally:
-        progress.end()
     if warm_up:
         said, _ = warm_up.communicate()
         if warm_up.returncode:

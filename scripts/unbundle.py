@@ -45,13 +45,11 @@ def main() -> int:
 
 def unbundle(place: str, wanted: str) -> None:
     if not place:
-        raise WrongUsage(
-            "SHA256= is a bundle's digest, and there is no BUNDLE=.", Command("setup", BUNDLE="…", SHA256="…")
-        )
+        both = Command("setup", BUNDLE="…", SHA256="…")
+        raise WrongUsage("SHA256= is a bundle's digest, and there is no BUNDLE=.", both)
     if wanted and not re.fullmatch(r"[0-9a-fA-F]{64}", wanted):
-        raise WrongUsage(
-            f"SHA256={wanted} is no digest: that has 64 hex digits.", "copy what `", Command("bundle"), "` printed"
-        )
+        hint = "copy what `", Command("bundle"), "` printed"
+        raise WrongUsage(f"SHA256={wanted} is no digest: that has 64 hex digits.", *hint)
     target = locks.this()
     remote = sources.is_address(place)
     source: sources.Source = sources.Mirror(place, note) if remote else sources.at(place)

@@ -21,12 +21,12 @@ FOR_MESSAGES = ("KIT_TYPED", "KIT_PROMPT_NAME", "KIT_CONTAINER=1")
 @click.option("--check", is_flag=True, help="Change nothing; fail where something is not as the table has it.")
 def variables(check: bool) -> None:
     """Write .env.example, and the parts of docker-compose.yml and README.md that list variables."""
-    behind = [path for path, text in written().items() if path.read_text(encoding="utf-8") != text]
+    behind = {path: text for path, text in written().items() if path.read_text(encoding="utf-8") != text}
     if check and behind:
         names = ", ".join(str(path.relative_to(ROOT)) for path in behind)
         raise KitError(f"not as the table of variables in env/variables.txt has it: {names}.", Command("variables"))
-    for path in behind:
-        path.write_text(written()[path], encoding="utf-8")
+    for path, text in behind.items():
+        path.write_text(text, encoding="utf-8")
         cli.note(f"{path.relative_to(ROOT)} is written")
 
 
@@ -38,10 +38,6 @@ def written() -> dict[Path, str]:
         compose: environment(compose.read_text(encoding="utf-8")),
         readme: table(readme.read_text(encoding="utf-8")),
     }
-
-
-def _names(listed: object) -> str:
-    return " ".join(variable.name for variable in listed)  # type: ignore[attr-defined]
 
 
 def example() -> str:
@@ -70,15 +66,11 @@ def table(readme: str) -> str:
     """README.md with the variables of each verb that has a row of its own."""
 
     def row(found: re.Match[str]) -> str:
-        names = _names(settings.taken_by(found["verb"]))
+        names = " ".join(variable.name for variable in settings.taken_by(found["verb"]))
         return f"{found['head']}(`{names}`){found['tail']}"
 
-    return re.sub(
-        r"^(?P<head>\| `make (?P<verb>[a-z-]+)` \|.*)\(`[A-Z][A-Z_ 0-9]*`\)(?P<tail>.* \|)$",
-        row,
-        readme,
-        flags=re.MULTILINE,
-    )
+    form = r"^(?P<head>\| `make (?P<verb>[a-z-]+)` \|.*)\(`[A-Z][A-Z_ 0-9]*`\)(?P<tail>.* \|)$"
+    return re.sub(form, row, readme, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

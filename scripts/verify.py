@@ -48,8 +48,7 @@ def verify(
     """
     found = registry.find(model)
     dtype, quant = number_formats(context, method, dtype, quant)
-    progress = ProgressLine()
-    try:
+    with ProgressLine() as progress:
         if prepare:
             generate.prepare(Request(found, "prepared", method, device, dtype, quant=quant), progress)
             return
@@ -60,8 +59,6 @@ def verify(
             cli.note(f"env/golden/{model}.json is written: look at it, commit it, and others compare with it")
             return
         done = stages.verify(Request(found, "", method, device, dtype, quant=quant), progress)
-    finally:
-        progress.end()
     content = readiness.manifest(done)
     path = reports.write("manifest", content)
     # Before the result: the readiness code is the last line, on a terminal too.
@@ -77,10 +74,9 @@ def verify(
 def require_native(model: str) -> None:
     """Raises WrongUsage in the container: the references are the clone's, and an image only reads them."""
     if os.environ.get("KIT_CONTAINER") == "1":
+        hint = "on the machine itself: ", Command("verify", MODEL=model, RECORD=1)
         raise WrongUsage(
-            "RECORD is for the native verb: the references are this clone's, and the image only reads them.",
-            "on the machine itself: ",
-            Command("verify", MODEL=model, RECORD=1),
+            "RECORD is for the native verb: the references are this clone's, and the image only reads them.", *hint
         )
 
 

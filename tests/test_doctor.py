@@ -329,6 +329,6 @@ def test_ctrl_c_ends_it_without_a_traceback(monkeypatch, capsys):
 
 def test_a_dotenv_that_is_a_folder(kit_copy):
     (kit_copy / ".env").mkdir()
-    outcome = before_venv.check_dotenv(kit_copy / ".env")
+    (outcome,) = checks.run([("D10", "dotenv", lambda: before_venv.check_dotenv(kit_copy / ".env"))])
     assert outcome.state == FAIL
     assert "move it away" in words(outcome.next)

@@ -8,21 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from kit.errors import Hint, KitError, washed
+from kit.errors import Hint, KitError, Part, washed
 
 OK, WARN, FAIL = "ok", "WARN", "FAIL"
 
 
-@dataclass(frozen=True)
 class Outcome:
     """What a check found: `state`, a line of `text`, and the `next` step (none where there is nothing to do).
 
     A check that has nothing to look at is ok, and its text begins with "skipped: " and the reason.
     """
 
-    state: str
-    text: str
-    next: Hint = ()
+    def __init__(self, state: str, text: str, *following: Part) -> None:
+        self.state, self.text, self.next = state, text, following
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,15 @@ Listed = tuple[str, str, Callable[[], Outcome]]
 
 def run(listed: list[Listed]) -> Iterator[Check]:
     """Runs every check in turn, whatever the one before it found; one that breaks is a FAIL of its own."""
-    return (_run_one(*entry) for entry in listed)
-
-
-def _run_one(number: str, name: str, look: Callable[[], Outcome]) -> Check:
-    try:
-        outcome = look()
-    except KitError as error:
-        outcome = Outcome(FAIL, error.message, error.hint)
-    except Exception as error:
-        outcome = Outcome(
-            FAIL, washed(f"the check itself failed: {type(error).__name__}: {error}"), ("please report it",)
-        )
-    return Check(number, name, outcome.state, outcome.text, outcome.next)
+    for number, name, look in listed:
+        try:
+            outcome = look()
+        except KitError as error:
+            outcome = Outcome(FAIL, error.message, *error.hint)
+        except Exception as error:
+            text = f"the check itself failed: {type(error).__name__}: {error}"
+            outcome = Outcome(FAIL, washed(text), "please report it")
+        yield Check(number, name, outcome.state, outcome.text, outcome.next)
 
 
 def skipped(reason: str) -> Outcome:

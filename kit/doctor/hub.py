@@ -9,15 +9,16 @@ import os
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from kit.doctor.check import FAIL, OK, WARN, Listed, Outcome, skipped
 from kit.errors import Command, KitError
 from kit.hub import client as hub
 from kit.hub import download
+from kit.hub.errors import NEW_TOKEN_PAGE
 from kit.models import registry
 from kit.models.registry import Model
 from kit.net import errors as network_errors
@@ -38,24 +39,19 @@ def listed(model_name: str) -> list[Listed]:
         return _all_skipped("which model it is about is not known (D09)")
     if model.repo_id is None:
         return _all_skipped(f"{model.name} does not come from the Hub")
-    looks = _looks(model)
-    here = download.is_complete(model)
-    return [(number, name, _softened(looks[number], here)) for number, name in NAMES]
+    looks, here = _looks(model), download.is_complete(model)
+    return _numbered([_softened(looks[name], here) for name in NAMES])
 
 
 def _all_skipped(reason: str) -> list[Listed]:
-    return [(number, name, lambda: skipped(reason)) for number, name in NAMES]
+    return _numbered([partial(skipped, reason)] * len(NAMES))
 
 
-NAMES = [
-    ("D30", "token"),
-    ("D31", "account"),
-    ("D32", "access"),
-    ("D33", "hub"),
-    ("D34", "file-hosts"),
-    ("D35", "clock"),
-    ("D36", "network"),
-]
+def _numbered(looks: Iterable[Callable[[], Outcome]]) -> list[Listed]:
+    return [(f"D3{number}", name, look) for number, (name, look) in enumerate(zip(NAMES, looks, strict=True))]
+
+
+NAMES = ("token", "account", "access", "hub", "file-hosts", "clock", "network")  # of D30 to D36
 
 
 class Lookups:
@@ -88,8 +84,7 @@ class Lookups:
     @property
     def token(self) -> hub.Token | None:
         """The token in effect. Raises KitError for a silence."""
-        found: hub.Token | None = self.get("token")
-        return found
+        return cast("hub.Token | None", self.get("token"))
 
     def _ask(self, name: str, question: Callable[[], Any]) -> None:
         def run() -> None:
@@ -131,21 +126,21 @@ def server_date(address: str) -> float | None:
 
 def _looks(model: Model) -> dict[str, Callable[[], Outcome]]:
     """What each check does. Where a setting bars the way to the Hub, one says so and the others are skipped."""
-    for barred, require in (("D33", _name_endpoint), ("D36", check_network)):
+    for number, barred, require in (("D33", "hub", _name_endpoint), ("D36", "network", check_network)):
         try:
             require()
         except KitError:
-            rest = partial(skipped, f"the way to the Hub is not known ({barred})")
-            return {number: require if number == barred else rest for number, _ in NAMES}
+            rest = partial(skipped, f"the way to the Hub is not known ({number})")
+            return dict.fromkeys(NAMES, rest) | {barred: require}
     lookups = Lookups(model)
     return {
-        "D30": lambda: check_token(model, lookups),
-        "D31": lambda: check_account(lookups),
-        "D32": lambda: check_access(model, lookups),
-        "D33": lambda: check_hub(lookups),
-        "D34": lambda: check_file_hosts(lookups),
-        "D35": lambda: check_clock(lookups),
-        "D36": check_network,
+        "token": lambda: check_token(model, lookups),
+        "account": lambda: check_account(lookups),
+        "access": lambda: check_access(model, lookups),
+        "hub": lambda: check_hub(lookups),
+        "file-hosts": lambda: check_file_hosts(lookups),
+        "clock": lambda: check_clock(lookups),
+        "network": check_network,
     }
 
 
@@ -156,7 +151,7 @@ def _softened(look: Callable[[], Outcome], here: bool) -> Callable[[], Outcome]:
         try:
             return look()
         except KitError as error:
-            return Outcome(WARN if here else FAIL, error.message, error.hint)
+            return Outcome(WARN if here else FAIL, error.message, *error.hint)
 
     return softened
 
@@ -165,11 +160,8 @@ def check_token(model: Model, lookups: Lookups) -> Outcome:
     token = lookups.token
     if token is None:
         if model.gated:
-            raise KitError(
-                f"there is no token, and {model.name} is gated",
-                f"make one at {hub.NEW_TOKEN_PAGE}, write it into .env, then: ",
-                Command("login"),
-            )
+            hint = f"make one at {NEW_TOKEN_PAGE}, write it into .env, then: ", Command("login")
+            raise KitError(f"there is no token, and {model.name} is gated", *hint)
         return skipped(f"{model.name} is open, and there is no token")
     return Outcome(OK, f"well-formed, from {token.source}")
 
@@ -181,9 +173,7 @@ def check_account(lookups: Lookups) -> Outcome:
         return skipped("no token is sent to a HF_ENDPOINT without https, or through a proxy to this machine")
     account = lookups.get("account")
     if account.role == "write":
-        return Outcome(
-            WARN, f"{account.name}, scope write: read is enough", (f"make one that reads: {hub.NEW_TOKEN_PAGE}",)
-        )
+        return Outcome(WARN, f"{account.name}, scope write: read is enough", f"make one that reads: {NEW_TOKEN_PAGE}")
     return Outcome(OK, f"{account.name}, scope {account.role}")
 
 
@@ -244,5 +234,5 @@ def check_network() -> Outcome:
     parts = [f"{name}={network_errors.without_user(os.environ[name])}" for name in PROXIES if os.environ.get(name)]
     parts += [f"{name}={os.environ[name]}" for name in network_errors.CERTIFICATES if os.environ.get(name)]
     if os.environ.get("REQUESTS_CA_BUNDLE") and not os.environ.get("SSL_CERT_FILE"):
-        return Outcome(WARN, "REQUESTS_CA_BUNDLE has no effect here", ("name the file in SSL_CERT_FILE",))
+        return Outcome(WARN, "REQUESTS_CA_BUNDLE has no effect here", "name the file in SSL_CERT_FILE")
     return Outcome(OK, ", ".join(parts) or "no proxy, the system's certificates")

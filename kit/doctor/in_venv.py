@@ -19,7 +19,7 @@ def check_libraries() -> Outcome:
     try:
         imports.import_all()
     except Exception as error:
-        return Outcome(FAIL, f"the libraries do not import: {type(error).__name__}: {error}", (Command("clean setup"),))
+        return Outcome(FAIL, f"the libraries do not import: {type(error).__name__}: {error}", Command("clean setup"))
     return Outcome(OK, ", ".join(f"{name} {version}" for name, version in imports.versions().items()))
 
 

@@ -9,15 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kit.errors import KitError
 from kit.formats import llama, safetensors
 from kit.formats.gguf import GgufFile
-
-if TYPE_CHECKING:
-    pass
-
 
 CONTROL_TOKEN = 3  # tokenizer.ggml.token_type of a special token
 
@@ -96,6 +92,7 @@ def tokenizer(gguf: GgufFile) -> dict[str, Any]:
         raise KitError(f"{gguf.path} asks for the pre-tokenizer {pre!r}; the kit converts smollm's only.")
     tokens = gguf.metadata["tokenizer.ggml.tokens"]
     kinds = gguf.metadata["tokenizer.ggml.token_type"]
+    digits = {"type": "Digits", "individual_digits": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
     return {
@@ -108,21 +105,13 @@ def tokenizer(gguf: GgufFile) -> dict[str, Any]:
             if kind == CONTROL_TOKEN
         ],
         "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
         "post_processor": None,
         "decoder": byte_level,
         "model": {
             "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
+            **dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix")),
+            **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
             "vocab": {token: index for index, token in enumerate(tokens)},
             "merges": [merge.split(" ") for merge in gguf.metadata["tokenizer.ggml.merges"]],
         },

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+REPAIR = "remove it, then: ", Command("setup")
 
 # gguf_metadata_value_type -> struct format; 8 is a string, 9 an array.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -54,13 +55,11 @@ class GgufFile:
         try:
             self._read_header()
         except (struct.error, UnicodeDecodeError, IndexError, KeyError) as error:
-            raise KitError(
-                f"{path} is cut short or damaged ({error}).", "remove it, then: ", Command("setup")
-            ) from error
+            raise KitError(f"{path} is cut short or damaged ({error}).", *REPAIR) from error
 
     def _read_header(self) -> None:
         if self._bytes[:4] != MAGIC:
-            raise KitError(f"{self.path} is not a GGUF file.", "remove it, then: ", Command("setup"))
+            raise KitError(f"{self.path} is not a GGUF file.", *REPAIR)
         self._position = 4
         version = self._scalar("I")
         if version not in VERSIONS:
@@ -126,9 +125,8 @@ class GgufFile:
         tensor = self.tensors[name]
         size, row_bytes = self._size(tensor)
         if tensor.offset + size > len(self._bytes):
-            raise KitError(f"{self.path} ends before its tensor {name} does.", "remove it, then: ", Command("setup"))
+            raise KitError(f"{self.path} ends before its tensor {name} does.", *REPAIR)
         blocks = numpy.frombuffer(self._bytes, dtype=numpy.uint8, count=size, offset=tensor.offset)
-        values: numpy.ndarray = dequantize(
-            blocks.reshape(*tensor.shape[:-1], row_bytes), GGMLQuantizationType(tensor.block_type)
-        )
+        blocks = blocks.reshape(*tensor.shape[:-1], row_bytes)
+        values: numpy.ndarray = dequantize(blocks, GGMLQuantizationType(tensor.block_type))
         return values.astype(numpy.float32, copy=False)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kit.errors import Command, KitError
+from kit.errors import KitError
+from kit.formats.llama import INSTEAD
 
 # tokenizer.ggml.token_type, as llama.h has it (LLAMA_TOKEN_TYPE_…).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -38,9 +39,7 @@ def read(folder: Path, size: int) -> GgufTokenizer:
     said = json.loads(path.read_text(encoding="utf-8"))
     model = said["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise KitError(
-            f"{path} is no byte-level BPE tokenizer, and the kit converts no other.", Command("run", METHOD="manual")
-        )
+        raise KitError(f"{path} is no byte-level BPE tokenizer, and the kit converts no other.", INSTEAD)
     pre = _pre_tokenizer(said, path)
     tokens = [f"[UNUSED{token_id}]" for token_id in range(size)]
     types = [UNUSED] * size
@@ -72,8 +71,7 @@ def _pre_tokenizer(said: dict[str, Any], path: Path) -> str:
         if steps[0].get("pattern") == {"Regex": LLAMA_3} and isolated and not steps[1]["use_regex"] and whole:
             return "llama-bpe"
     raise KitError(
-        f"{path} cuts text in a way that the kit has no name for in llama.cpp ({', '.join(map(str, kinds))}).",
-        Command("run", METHOD="manual"),
+        f"{path} cuts text in a way that the kit has no name for in llama.cpp ({', '.join(map(str, kinds))}).", INSTEAD
     )
 
 
@@ -87,13 +85,9 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str:
 def _special(config: dict[str, Any], ids: dict[str, int]) -> dict[str, int]:
     """The ids of the tokens that tokenizer_config.json names."""
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
-    found = {}
-    for name, key in names.items():
-        token = config.get(key)
-        token = token.get("content") if isinstance(token, dict) else token
-        if token in ids:
-            found[name] = ids[token]
-    return found
+    said = {name: config.get(key) for name, key in names.items()}
+    tokens = {name: token.get("content") if isinstance(token, dict) else token for name, token in said.items()}
+    return {name: ids[token] for name, token in tokens.items() if token in ids}
 
 
 def _adds_bos(path: Path, bos: int | None) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +27,33 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 EMBEDDINGS = ("model.embed_tokens.weight", "token_embd.weight")
+INSTEAD = Command("run", METHOD="manual")  # of what cannot be converted
 HEADS = ("lm_head.weight", "output.weight")
 
 
-def require_llama(config: dict[str, Any], folder: Path) -> None:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises KitError for another architecture."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
         raise KitError(
             f"{folder / 'config.json'} is not of the Llama architecture without biases; the kit converts no other.",
-            Command("run", METHOD="manual"),
+            INSTEAD,
         )
+    return config
+
+
+def heads(config: dict[str, Any]) -> tuple[int, int, int]:
+    """How many heads ask, how many hold keys and values, and how many numbers each has."""
+    count: int = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // count
+    return count, config.get("num_key_value_heads", count), head_dim
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a Llama model with tied embeddings, by transformers' names, in the order of names."""
     hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
-    found["model.norm.weight"] = (hidden,)
+    found: dict[str, tuple[int, ...]] = {EMBEDDINGS[0]: (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
     for layer in range(config["num_hidden_layers"]):
         start = f"model.layers.{layer}"
         found |= {f"{start}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
@@ -63,7 +74,7 @@ def weight_name(name: str) -> str:
     return f"model.layers.{layer}.{LAYER_NAMES[part]}.{kind}"
 
 
-def tensor_names(tensors: Iterable[str], tied: bool) -> Iterator[tuple[str, str]]:
+def tensor_names(tensors: Iterable[str], tied: bool) -> list[tuple[str, str]]:
     """llama.cpp's name and transformers' of each tensor, layer by layer. Raises KitError for one without a name."""
     tops = {theirs: ours for ours, theirs in TOP_NAMES.items()}
     layers = {theirs: ours for ours, theirs in LAYER_NAMES.items()}
@@ -78,9 +89,8 @@ def tensor_names(tensors: Iterable[str], tied: bool) -> Iterator[tuple[str, str]
         elif parts[:2] == ["model", "layers"] and len(parts) == 4 and parts[3] in layers:
             found.append(((int(parts[2]), parts[3]), f"blk.{parts[2]}.{layers[parts[3]]}.{end}", own))
         else:
-            raise KitError(f"the tensor {own} has no place in llama.cpp's Llama.", Command("run", METHOD="manual"))
-    for _, name, own in sorted(found):
-        yield name, own
+            raise KitError(f"the tensor {own} has no place in llama.cpp's Llama.", INSTEAD)
+    return [(name, own) for _, name, own in sorted(found)]
 
 
 def permute(values: numpy.ndarray, heads: int) -> numpy.ndarray:
@@ -107,9 +117,7 @@ def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     theta = float(said.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
     kind = said.get("rope_type") or said.get("type") or "default"
     if kind not in ("default", "llama3"):
-        raise KitError(
-            f"RoPE scaling of the kind {kind!r} is not what the kit converts.", Command("run", METHOD="manual")
-        )
+        raise KitError(f"RoPE scaling of the kind {kind!r} is not what the kit converts.", INSTEAD)
     return theta, said if kind == "llama3" else {}
 
 

@@ -6,7 +6,6 @@ package of the index, and loads torch and transformers.)
 
 from __future__ import annotations
 
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +16,6 @@ from kit.environment import machine
 from kit.errors import Command, KitError
 from kit.formats import gguf_tokenizer, llama
 from kit.formats.safetensors import SafetensorsFile, as_float32
-
-if TYPE_CHECKING:
-    import numpy
-    from gguf import GGUFWriter
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,8 +46,7 @@ def convert(
     """
     from gguf import GGUFWriter
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    llama.require_llama(config, folder)
+    config = llama.read_config(folder)
     source = SafetensorsFile(weights)
     writer = GGUFWriter(path, "llama")
     try:
@@ -67,8 +61,7 @@ def _add_metadata(writer: GGUFWriter, config: dict[str, Any], title: str, quant:
     from gguf import LlamaFileType
     from gguf.constants import GGML_QUANT_VERSION
 
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    heads, kv_heads, head_dim = llama.heads(config)
     theta, _ = llama.rope(config)
     writer.add_name(title)
     writer.add_file_type(LlamaFileType[FILE_TYPES[quant]])
@@ -78,7 +71,7 @@ def _add_metadata(writer: GGUFWriter, config: dict[str, Any], title: str, quant:
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
-    writer.add_head_count_kv(config.get("num_key_value_heads", heads))
+    writer.add_head_count_kv(kv_heads)
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
@@ -103,9 +96,8 @@ def _add_tokenizer(writer: GGUFWriter, folder: Path, size: int) -> None:
 
 def sizes(folder: Path, weights: list[Path], quant: str) -> dict[str, int]:
     """The bytes of each tensor of the file that `convert` would write. Raises KitError as it does."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    llama.require_llama(config, folder)
-    return {name: size for name, (_, size) in _layout(SafetensorsFile(weights), config, quant).items()}
+    layout = _layout(SafetensorsFile(weights), llama.read_config(folder), quant)
+    return {name: size for name, (_, size) in layout.items()}
 
 
 def _layout(source: SafetensorsFile, config: dict[str, Any], quant: str) -> dict[str, tuple[str, int]]:
@@ -117,9 +109,8 @@ def _layout(source: SafetensorsFile, config: dict[str, Any], quant: str) -> dict
     for name, own in llama.tensor_names(source.tensors, bool(config.get("tie_word_embeddings"))):
         shape = source.tensors[own].shape
         if len(shape) > 1 and shape[-1] % block:
-            raise KitError(
-                f"{own} has rows of {shape[-1]}, and {quant} takes multiples of {block}.", Command("gguf", QUANT="bf16")
-            )
+            what = f"{own} has rows of {shape[-1]}, and {quant} takes multiples of {block}."
+            raise KitError(what, Command("gguf", QUANT="bf16"))
         found[name] = own, 4 * shape[0] if len(shape) == 1 else math.prod(shape) // block * block_bytes
     return found
 
@@ -132,8 +123,7 @@ def _write_tensors(
     import numpy
     from gguf.constants import GGMLQuantizationType
 
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    heads, kv_heads, head_dim = llama.heads(config)
     theta, scaling = llama.rope(config)
     kind = GGMLQuantizationType[TYPES[quant]]
     layout = _layout(source, config, quant)
@@ -150,7 +140,6 @@ def _write_tensors(
     if freqs is not None:
         append(writer, [freqs])
     total, done = sum(source.tensors[own].count for own, _ in layout.values()), 0
-    kv_heads = config.get("num_key_value_heads", heads)
     with ThreadPoolExecutor(machine.performance().count) as pool:
         for name, (own, _) in layout.items():
             permuted = heads if ".attn_q." in name else kv_heads if ".attn_k." in name else None
@@ -187,9 +176,8 @@ def encoded(
     started: deque[Future[numpy.ndarray]] = deque()
     for start in range(0, shape[0], step):
         end = min(start + step, shape[0])
-        started.append(
-            pool.submit(_blocks, source.rows(own, start, end), kind, heads and (end - start) * heads // shape[0])
-        )
+        heads_here = heads and (end - start) * heads // shape[0]
+        started.append(pool.submit(_blocks, source.rows(own, start, end), kind, heads_here))
         if len(started) > machine.performance().count:
             yield started.popleft().result()
     for left in started:

@@ -30,10 +30,6 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 20.0
 
-TOKEN_PAGE = "https://huggingface.co/settings/tokens"
-# The Hub fills its form in from these: a fine-grained token that reads gated models, and nothing else.
-NEW_TOKEN_PAGE = f"{TOKEN_PAGE}/new?canReadGatedRepos=true&tokenType=fineGrained"
-
 # Read when huggingface_hub is first imported, by whatever function that is: it asks and tells nothing besides.
 for _name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
     os.environ.setdefault(_name, "1")
@@ -95,24 +91,21 @@ def find_token() -> Token | None:
 
     Raises KitError for what cannot be a token: whoever asks for one may send it.
     """
-    found = _token_in_effect()
-    if found:
-        check_form(found)
-    return found
+    value, source = os.environ.get("HF_TOKEN", "").strip(), "HF_TOKEN"
+    if not value:
+        from huggingface_hub import constants, get_token
 
-
-def _token_in_effect() -> Token | None:
-    if value := os.environ.get("HF_TOKEN", "").strip():
-        return Token(value, "HF_TOKEN")
-    from huggingface_hub import constants, get_token
-
-    try:
-        # The client's own way to it renews one from `hf auth login` in a browser whose time is nearly up, and sends the
-        # endpoint the secret for that.
-        stored = get_token() if is_trusted(endpoint()) else Path(constants.HF_TOKEN_PATH).read_text("utf-8").strip()
-    except OSError:
+        source = "the Hub client's token file"
+        with contextlib.suppress(OSError):
+            # The client's own way to it renews one from `hf auth login` in a browser whose time is nearly up, and sends
+            # the endpoint the secret for that.
+            trusted = is_trusted(endpoint())
+            value = (get_token() if trusted else Path(constants.HF_TOKEN_PATH).read_text("utf-8").strip()) or ""
+    if not value:
         return None
-    return Token(stored, "the Hub client's token file") if stored else None
+    found = Token(value, source)
+    check_form(found)
+    return found
 
 
 def check_form(token: Token) -> None:
@@ -129,16 +122,14 @@ def check_form(token: Token) -> None:
     if fault:
         raise KitError(
             f"the token in {token.source} {fault}.",
-            f"copy it whole from {TOKEN_PAGE} (it is shown once; make another if it is gone), then: ",
+            f"copy it whole from {hub_errors.TOKEN_PAGE} (it is shown once; make another if it is gone), then: ",
             Command("login"),
         )
 
 
 def token_to_send(model: Model) -> Token | None:
     """The token that the model needs: none for an open one, none for a mirror without https."""
-    if not model.gated or not is_trusted(endpoint()):
-        return None
-    return find_token()
+    return find_token() if model.gated and is_trusted(endpoint()) else None
 
 
 @contextlib.contextmanager

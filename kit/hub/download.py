@@ -45,11 +45,8 @@ def download(model: Model, on_progress: Progress = silent, on_note: Note = lambd
         return True
     if is_complete(model):
         return False
-
-    def wait() -> None:
-        on_note(f"another download of {model.name} is at work: waiting for it")
-
-    with staged(f"models/{model.name}/", model.folder, AGAIN, lambda: is_complete(model), 0, wait) as place:
+    wait = partial(on_note, f"another download of {model.name} is at work: waiting for it")
+    with staged(f"models/{model.name}/", model.folder, AGAIN, partial(is_complete, model), 0, wait) as place:
         if place is None:
             return False
         if model_folder.is_whole(model):
@@ -84,10 +81,9 @@ def _fetch_missing(model: Model, on_progress: Progress, on_note: Note) -> None:
     require_room(f"what is missing of {model.name}", model.folder, need, AGAIN)
     token = hub.token_to_send(model)
     explain = partial(hub_errors.explain_refusal, model=model)
+    value = token.value if token else None
     before = model.size - sum(file.size for file in wanted)
-    for file in wanted:
-        growing = partial_path(model, file)
-        value = token.value if token else None
+    for file, growing in zip(wanted, arriving, strict=True):
         remote = Remote(address(model, file.path), file.path, file.size, file.sha256, value, explain)
 
         def report(have: int, done: int = before, name: str = file.path) -> None:
@@ -173,7 +169,6 @@ def small_file(model: Model, path: str, size: int, blob_id: str, token: Token | 
         hf_raise_for_status(response)
         content: bytes = response.content
     if len(content) != size or git_blob_id(content) != blob_id:
-        raise KitError(
-            f"{path} of {model.name} is not the file that the Hub lists (git blob {blob_id[:12]}…).", "try again"
-        )
+        what = f"{path} of {model.name}"
+        raise KitError(f"{what} is not the file that the Hub lists (git blob {blob_id[:12]}…).", "try again")
     return content

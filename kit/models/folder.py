@@ -29,7 +29,6 @@ def missing(model: Model) -> list[ModelFile]:
 def check(model: Model) -> None:
     """Returns where every file is whole. Raises KitError that names the files that are not, and the repair."""
     _require_present(model)
-    _require_readable(model)
     stamp = _read_stamp(model)
     changed = [file for file in model.files if stamp.get(file.path) != _fingerprint(model, file)]
     if changed:
@@ -43,17 +42,12 @@ def _require_present(model: Model) -> None:
         raise KitError(f"the model {model.name} is not here yet ({model.size / 1e9:.2f} GB).", *repair(model))
     if absent:
         raise _fault(model, absent, "is missing or has another size")
-
-
-def _require_readable(model: Model) -> None:
-    """Raises KitError for files of another account, such as those that a root's download left."""
+    # Files of another account are such as a root's download left.
     closed = [file for file in model.files if not os.access(str(model.folder / file.path), os.R_OK)]
     if closed:
-        names = ", ".join(f"models/{model.name}/{file.path}" for file in closed)
-        raise KitError(
-            f"this account may not read {names}.",
-            f"check who owns {'it' if len(closed) == 1 else 'them'}: ls -l models/{model.name}",
-        )
+        them = "it" if len(closed) == 1 else "them"
+        look = f"check who owns {them}: ls -l models/{model.name}"
+        raise KitError(f"this account may not read {_names(model, closed)}.", look)
 
 
 def is_whole(model: Model) -> bool:
@@ -67,7 +61,6 @@ def is_whole(model: Model) -> bool:
 def verify(model: Model, on_bytes: Callable[[int], None] = lambda count: None) -> None:
     """Hashes every file. Raises KitError like `check`."""
     _require_present(model)
-    _require_readable(model)
     _prove(model, model.files, on_bytes)
     write_stamp(model)
 
@@ -103,9 +96,12 @@ def _prove(model: Model, files: Iterable[ModelFile], on_bytes: Callable[[int], N
 
 
 def _fault(model: Model, files: list[ModelFile], fault: str) -> KitError:
-    names = ", ".join(f"models/{model.name}/{file.path}" for file in files)
     are = fault if len(files) == 1 else fault.replace("is ", "are ").replace("has ", "have ").replace("its", "their")
-    return KitError(f"the model {model.name} is not whole: {names} {are}.", *repair(model))
+    return KitError(f"the model {model.name} is not whole: {_names(model, files)} {are}.", *repair(model))
+
+
+def _names(model: Model, files: list[ModelFile]) -> str:
+    return ", ".join(f"models/{model.name}/{file.path}" for file in files)
 
 
 def repair(model: Model) -> Hint:

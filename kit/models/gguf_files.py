@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,8 @@ def _shipped(model: Model) -> str | None:
 def choose(model: Model, quant: str) -> Quant:
     """The file for what was asked: `auto` is the one that the model ships, else bf16. Raises WrongUsage."""
     if quant not in names(model):
-        raise WrongUsage(
-            f"QUANT={quant} is unknown. Valid: {', '.join(names(model))}.",
-            Command("run", METHOD="llamacpp", QUANT="bf16"),
-        )
+        valid, example = ", ".join(names(model)), Command("run", METHOD="llamacpp", QUANT="bf16")
+        raise WrongUsage(f"QUANT={quant} is unknown. Valid: {valid}.", example)
     shipped = _shipped(model)
     if shipped and quant in ("auto", SHIPPED):
         return Quant(SHIPPED, model.folder / shipped, "as shipped" if quant == "auto" else "asked for", is_shipped=True)
@@ -89,26 +88,17 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
     if is_here(model, quant):
         return False
     what = f"writing {quant.path.name}"
-
-    def wait() -> None:
-        on_progress(f"waiting for another process: {what}", 0)
-
+    wait = partial(on_progress, f"waiting for another process: {what}", 0)
     again = (Command("gguf", MODEL=model.name, QUANT=quant.name),)
     need = size(model, quant) + MARGIN
-    with staged(quant.path.name, quant.path, again, lambda: is_here(model, quant), need, wait) as partial:
-        if partial is None:
+    with staged(quant.path.name, quant.path, again, lambda: is_here(model, quant), need, wait) as place:
+        if place is None:
             return False
         quant.stamp.unlink(missing_ok=True)
-        to_gguf.convert(
-            model.folder,
-            model_folder.weights(model),
-            model.title,
-            quant.name,
-            partial,
-            lambda share: on_progress(what, share),
-        )
-        digest = sha256(partial)
-        partial.replace(quant.path)
+        weights = model_folder.weights(model)
+        to_gguf.convert(model.folder, weights, model.title, quant.name, place, partial(on_progress, what))
+        digest = sha256(place)
+        place.replace(quant.path)
         _write_stamp(model, quant, digest)  # before the next one that waits looks
     return True
 
@@ -141,8 +131,8 @@ def _write_stamp(model: Model, quant: Quant, digest: str) -> None:
     status = quant.path.stat()
     said = {"sha256": digest, "size": status.st_size, "seen": [status.st_size, status.st_mtime_ns]}
     # A folder that cannot be written does without: the file is hashed each time.
-    with contextlib.suppress(OSError), beside(quant.stamp) as partial:
-        partial.write_text(json.dumps({**said, "source": _source(model)}), encoding="utf-8")
+    with contextlib.suppress(OSError), beside(quant.stamp) as place:
+        place.write_text(json.dumps({**said, "source": _source(model)}), encoding="utf-8")
 
 
 def _read_stamp(quant: Quant) -> dict[str, Any]:

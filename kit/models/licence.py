@@ -51,10 +51,9 @@ def require_licences(model: Model, present: Iterable[str]) -> None:
     duty(model)
     absent = [path for path in model.licence_files if path not in set(present)]
     if absent:
-        folder = f"models/{model.name}"
+        names = ", ".join(f"models/{model.name}/{path}" for path in absent)
         raise KitError(
-            f"{model.name} may only be handed on with its licence, and {', '.join(f'{folder}/{p}' for p in absent)} "
-            "is not here.",
+            f"{model.name} may only be handed on with its licence, and {names} is not here.",
             Command("download", MODEL=model.name),
             f"  (it fetches what is missing), or leave {model.name} out of MODEL=",
         )

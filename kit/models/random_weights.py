@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,23 +44,18 @@ def ensure(model: Model, on_progress: Progress = silent) -> None:
 
     Safe to interrupt and to run twice at once. Raises KitError.
     """
-
-    def is_whole() -> bool:
-        return model_folder.is_whole(model)
-
-    def wait() -> None:
-        on_progress(f"waiting for another process that makes {model.name}", 0)
-
+    is_whole = partial(model_folder.is_whole, model)
     if is_whole():
         return
     starter.ensure(on_progress)
     again = (Command("download", MODEL=model.name),)
-    with staged(model.name, model.folder, again, is_whole, model.peak_disk, wait) as partial:
-        if partial:
-            partial.mkdir()
+    wait = partial(on_progress, f"waiting for another process that makes {model.name}", 0)
+    with staged(model.name, model.folder, again, is_whole, model.peak_disk, wait) as place:
+        if place:
+            place.mkdir()
             tokenizer = registry.find(starter.NAME).folder
-            write(partial, tokenizer, CONFIG, lambda share: on_progress(f"making {model.name}", share))
-            model_folder.move_into_place(model, partial)
+            write(place, tokenizer, CONFIG, partial(on_progress, f"making {model.name}"))
+            model_folder.move_into_place(model, place)
 
 
 def write(
@@ -70,9 +66,8 @@ def write(
 ) -> None:
     """A model folder with random weights in the shape that `config` gives, and the other folder's tokenizer, padded."""
     from_gguf.write_json(folder / "config.json", config)
-    from_gguf.write_json(
-        folder / "tokenizer.json", padded(tokenizer_folder / "tokenizer.json", config["vocab_size"]), indent=None
-    )
+    tokenizer = padded(tokenizer_folder / "tokenizer.json", config["vocab_size"])
+    from_gguf.write_json(folder / "tokenizer.json", tokenizer, indent=None)
     for name in COPIED:
         shutil.copyfile(tokenizer_folder / name, folder / name)
     write_weights(folder / "model.safetensors", config, on_progress)
@@ -82,8 +77,7 @@ def padded(path: Path, size: int) -> dict[str, Any]:
     """The tokenizer with tokens up to `size` that no text gives: nothing merges into them."""
     tokenizer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    for token_id in range(len(vocabulary), size):
-        vocabulary[f"<unused{token_id}>"] = token_id
+    vocabulary |= {f"<unused{token_id}>": token_id for token_id in range(len(vocabulary), size)}
     return tokenizer
 
 
@@ -98,7 +92,8 @@ def write_weights(path: Path, config: dict[str, Any], on_progress: Callable[[flo
     with path.open("wb") as file:
         file.write(safetensors.header(shapes))
         for shape in shapes.values():
-            for count in _pieces(math.prod(shape)):
+            size = math.prod(shape)
+            for count in (min(PIECE, size - start) for start in range(0, size, PIECE)):
                 if len(shape) == 1:
                     piece = safetensors.bfloat16(numpy.ones(count, dtype=numpy.float32))
                 else:
@@ -115,9 +110,3 @@ def table() -> numpy.ndarray:
 
     steps = (numpy.arange(65536, dtype=numpy.float32) - numpy.float32(32767.5)) / numpy.float32(32768)
     return safetensors.bfloat16(steps * numpy.float32(HALF_WIDTH))
-
-
-def _pieces(count: int) -> Iterator[int]:
-    while count > 0:
-        yield min(count, PIECE)
-        count -= PIECE

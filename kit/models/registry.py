@@ -40,9 +40,8 @@ class Model:
     """One section of env/models.toml.
 
     `kind` is `base`, `instruct` or `random`; `context` is in tokens; `revision` is the Hub's commit, the wheel's
-    version or the seed;
-    `repo_id` is None for a model that does not come from the Hub, and `wheel` for one that does. `licence_files` are
-    what its licence asks to hand on with it.
+    version or the seed; `repo_id` is None for a model that does not come from the Hub, and `wheel` for one that does.
+    `licence_files` are what its licence asks to hand on with it.
     """
 
     name: str

