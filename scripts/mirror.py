@@ -45,8 +45,10 @@ def mirror(bundle: str, listen: str, port: int, allow_gated: bool) -> None:
         server = bundle_mirror.Mirror(stock, listen, port, given)
     except KitError as error:
         other = ("another port: ", Command("mirror", BUNDLE=bundle, PORT=another(port)))
-        hint = other if port else ("another LISTEN=",)
-        raise KitError(error.message, *hint, "; LISTEN= is an address of this machine, or 0.0.0.0 for all") from error
+        following = other if port else ("another LISTEN=",)
+        raise KitError(
+            error.message, *following, "; LISTEN= is an address of this machine, or 0.0.0.0 for all"
+        ) from error
     with server:
         _say_lines(stock, server)
         signal.sigwait(ends)
