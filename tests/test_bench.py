@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kit import paths
-from kit.bench import experiment
+from kit.bench import experiment, plot
 from kit.bench import plan as bench_plan
 from kit.bench.disturbance import Reading
 from kit.bench.plan import Combination
@@ -72,8 +72,8 @@ def test_a_row_for_each_combination_and_a_run_for_each_turn(done):
 def test_the_phases_add_up_to_the_process_from_start_to_end(done):
     for row in done[2]["rows"]:
         for run in row["runs"]:
-            assert sum(run[name] for name in experiment.PHASES) == pytest.approx(run["process_s"])
-            assert all(run[name] > 0 for name in experiment.PHASES)
+            assert sum(run[name] for name in plot.PHASES) == pytest.approx(run["process_s"])
+            assert all(run[name] > 0 for name in plot.PHASES)
 
 
 def test_a_process_of_its_own_and_its_memory(done):
