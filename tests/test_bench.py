@@ -298,7 +298,7 @@ def test_another_device_than_asked_for_is_no_measurement(starter):
 
 
 def test_ctrl_c_keeps_what_was_measured(starter, run_verb):
-    def press(what: str, done: int, count: int) -> None:
+    def press(what: str, done: int, total: int) -> None:
         if what.startswith("turn 2"):
             raise KeyboardInterrupt
 
@@ -309,7 +309,7 @@ def test_ctrl_c_keeps_what_was_measured(starter, run_verb):
 
 
 def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter, run_verb):
-    def press(what: str, done: int, count: int) -> None:
+    def press(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
