@@ -11,7 +11,7 @@ import time
 import pytest
 
 from kit import paths
-from kit.bench import experiment
+from kit.bench import experiment, plot
 from kit.bench import plan as bench_plan
 from kit.bench.disturbance import Reading
 from kit.bench.plan import Combination
@@ -72,8 +72,8 @@ def test_a_row_for_each_combination_and_a_run_for_each_turn(done):
 def test_the_phases_add_up_to_the_process_from_start_to_end(done):
     for row in done[2]["rows"]:
         for run in row["runs"]:
-            assert sum(run[name] for name in experiment.PHASES) == pytest.approx(run["process_s"])
-            assert all(run[name] > 0 for name in experiment.PHASES)
+            assert sum(run[name] for name in plot.PHASES) == pytest.approx(run["process_s"])
+            assert all(run[name] > 0 for name in plot.PHASES)
 
 
 def test_a_process_of_its_own_and_its_memory(done):
@@ -299,7 +299,7 @@ def test_another_device_than_asked_for_is_no_measurement(starter):
 
 
 def test_ctrl_c_keeps_what_was_measured(starter, run_verb):
-    def press(what: str, done: int, count: int) -> None:
+    def press(what: str, done: int, total: int) -> None:
         if what.startswith("turn 2"):
             raise KeyboardInterrupt
 
@@ -310,7 +310,7 @@ def test_ctrl_c_keeps_what_was_measured(starter, run_verb):
 
 
 def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter, run_verb):
-    def press(what: str, done: int, count: int) -> None:
+    def press(what: str, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

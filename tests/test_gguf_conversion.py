@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy
@@ -250,7 +251,7 @@ def test_an_untied_head_is_its_own_tensor(small, tmp_path):
 
 
 def ids_of_llamacpp(path: Path) -> list[list[int]]:
-    with LlamaServer(path, "cpu", 64) as server:
+    with closing(LlamaServer(path, "cpu", 64)) as server:
         return [server.post("/tokenize", {"content": text, "add_special": True})["tokens"] for text in CORPUS]
 
 

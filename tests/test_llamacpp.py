@@ -6,6 +6,7 @@ import http.client
 import json
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def complete(starter):
 
 @pytest.fixture
 def server(starter):
-    with LlamaServer(starter.folder / "starter-q4_1.gguf", "cpu", 200) as running:
+    with closing(LlamaServer(starter.folder / "starter-q4_1.gguf", "cpu", 200)) as running:
         yield running
 
 
@@ -205,7 +206,7 @@ def test_nothing_is_left_to_llama_cpp_to_adjust(starter, monkeypatch):
     monkeypatch.setattr(LlamaServer, "generate", None)
     real = LlamaServer._parameters
     monkeypatch.setattr(LlamaServer, "_parameters", lambda *a: asked.append(real(*a)) or asked[0])
-    with LlamaServer(starter.folder / "starter-q4_1.gguf", "cpu", 300):
+    with closing(LlamaServer(starter.folder / "starter-q4_1.gguf", "cpu", 300)):
         pass
     (given,) = asked
     assert given.fit_params is False
@@ -252,7 +253,7 @@ def test_the_port_is_on_loopback_refuses_who_has_no_key_and_dies_with_the_run(se
 
 
 def test_each_run_has_a_key_of_its_own(server, starter):
-    with LlamaServer(starter.folder / "starter-q4_1.gguf", "cpu", 100) as other:
+    with closing(LlamaServer(starter.folder / "starter-q4_1.gguf", "cpu", 100)) as other:
         assert other._key != server._key
 
 

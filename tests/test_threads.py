@@ -23,7 +23,7 @@ intr 7 0
 @pytest.fixture
 def fresh(monkeypatch):
     """No decision yet, and nothing set by whoever runs the tests."""
-    monkeypatch.setattr(threads, "_state", threads._State())
+    monkeypatch.setattr(threads, "_waiting", None)
     for name in (*threads.SETTINGS, "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     started: list[str] = []

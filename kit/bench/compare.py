@@ -12,15 +12,7 @@ from kit.bench.stats import ENOUGH, Spread
 from kit.reports import Difference, Report
 
 # Most important first.
-MEASURED: tuple[str, ...] = (
-    "process_s",
-    "decode_tokens_per_s",
-    "first_token_s",
-    "load_s",
-    "import_s",
-    "peak_rss_bytes",
-)
-MEASURED += ("device_memory_bytes",)
+MEASURED = "process_s decode_tokens_per_s first_token_s load_s import_s peak_rss_bytes device_memory_bytes".split()
 QUALITY_MOVES = 0.01
 CAUSES = ("model", "request", "facts")
 
@@ -29,7 +21,7 @@ def differences(a: Report, b: Report) -> list[Difference]:
     """Beyond the noise: the ranges of all runs do not overlap. (They were not measured in the same turns, so their
     ratio turn by turn says nothing.)
     """
-    found = [*_rows(a.content, b.content), *_bandwidth(a.content, b.content), *_quality(a.content, b.content)]
+    found = [*_measured(a.content, b.content), *_quality(a.content, b.content)]
     left, right = ({name: report.content.get(name, {}) for name in CAUSES} for report in (a, b))
     return [*found, *reports.differences(left, right)]
 
@@ -39,25 +31,17 @@ def too_few_runs(*reports: Report) -> bool:
     return any(report.content.get("runs_done", report.content["request"]["runs"]) < ENOUGH for report in reports)
 
 
-def _rows(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
+def _measured(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
     left, right = ({bench_table.label(row): row for row in content["rows"]} for content in (a, b))
     for measure in MEASURED:
         for label in left:
             if label in right:
-                yield from _changed(
-                    f"{label}: {measure}", left[label]["summary"].get(measure), right[label]["summary"].get(measure)
-                )
+                a_and_b = (side[label]["summary"].get(measure) for side in (left, right))
+                yield from _changed(f"{label}: {measure}", *a_and_b)
     for label in {**left, **right}:
-        states = [_state(side.get(label)) for side in (left, right)]
+        states = [(side[label]["failure"] or "measured") if label in side else None for side in (left, right)]
         if states[0] != states[1]:
             yield Difference(label, *states)
-
-
-def _state(row: dict[str, Any] | None) -> str | None:
-    return None if row is None else row["failure"] or "measured"
-
-
-def _bandwidth(a: dict[str, Any], b: dict[str, Any]) -> Iterator[Difference]:
     for device in a["bandwidth"]:
         yield from _changed(f"bandwidth of {device}, bytes/s", a["bandwidth"][device], b["bandwidth"].get(device))
 

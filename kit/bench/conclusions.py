@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, permutations
 
 from kit.bench import published, stats
 from kit.bench.experiment import Bench, Row
@@ -18,9 +19,10 @@ def of(bench: Bench) -> list[str]:
     """A sentence each. Ratios are medians over the turns; one that cannot be told from 1 is called no difference."""
     rows = bench.measured()
     if rows and all(row.disturbed for row in rows):
+        why = statistics.mode(bench.disturbances)
         return [
-            f"No conclusion: in every turn others took the processors ({_worst(bench)}). On a quiet machine the same "
-            "command has some."
+            f"No conclusion: in every turn others took the processors ({why}). On a quiet machine the same command has "
+            "some."
         ]
     found = [*_of_one_framework(rows), *_devices(bench, rows), *_frameworks(rows), *_fastest(rows)]
     found += [*_ceiling(bench, rows), *_memory(rows)]
@@ -30,13 +32,9 @@ def of(bench: Bench) -> list[str]:
     if bench.disturbances:
         count = len(bench.disturbances)
         turns = "1 turn was" if count == 1 else f"{count} turns were"
-        found.append(f"{turns} disturbed ({_worst(bench)}) and left out of every figure and sentence.")
+        why = statistics.mode(bench.disturbances)
+        found.append(f"{turns} disturbed ({why}) and left out of every figure and sentence.")
     return found
-
-
-def _worst(bench: Bench) -> str:
-    """The disturbance that was there most often, in words."""
-    return max(bench.disturbances, key=bench.disturbances.count)
 
 
 def _of_one_framework(rows: list[Row]) -> Iterator[str]:
@@ -64,7 +62,8 @@ def _devices(bench: Bench, rows: list[Row]) -> Iterator[str]:
     if bench.plan.without_mps:
         yield (
             f"MPS against CPU stays open here ({bench.plan.without_mps}). The origin found MPS slower: "
-            f"{_quoted('manual', 'mps')} s against {_quoted('manual', 'cpu')} s, manual, on an {published.WHERE}."
+            f"{published.SECONDS['manual', 'mps']} s against {published.SECONDS['manual', 'cpu']} s, manual, on an "
+            f"{published.WHERE}."
         )
         return
     ratios = {}
@@ -112,8 +111,7 @@ def _frameworks(rows: list[Row]) -> Iterator[str]:
 
 
 def _fastest(rows: list[Row]) -> Iterator[str]:
-    spreads = {id(row): stats.of(row.values(WHOLE)) for row in rows}
-    for first, last in _ends(rows, spreads):
+    for first, last in _ends({row: stats.of(row.values(WHOLE)) for row in rows}):
         yield (
             f"From the command to its end {_all(first, 'is', 'are')} the fastest ({_median(first[0], WHOLE):.1f} s), "
             f"and {_all(last)} the slowest ({_median(last[0], WHOLE):.1f} s)."
@@ -121,37 +119,28 @@ def _fastest(rows: list[Row]) -> Iterator[str]:
 
 
 def _ceiling(bench: Bench, rows: list[Row]) -> Iterator[str]:
-    shares = {id(row): share for row in rows if (share := bench.share(row)) is not None}
-    known = sorted((row for row in rows if id(row) in shares), key=lambda row: shares[id(row)])
-    if known:
-        best, worst = known[-1], known[0]
-        text = f"{best.combination} comes nearest to what this machine's memory allows ({shares[id(best)]:.0%} of it)"
-        yield text + (f"; {worst.combination} stays at {shares[id(worst)]:.0%}." if worst is not best else ".")
+    shares = {row: share for row in rows if (share := bench.share(row)) is not None}
+    if shares:
+        worst, best = (end(shares, key=shares.__getitem__) for end in (min, max))
+        text = f"{best.combination} comes nearest to what this machine's memory allows ({shares[best]:.0%} of it)"
+        yield text + (f"; {worst.combination} stays at {shares[worst]:.0%}." if worst is not best else ".")
 
 
 def _memory(rows: list[Row]) -> Iterator[str]:
     # On the GPU its memory comes on top.
-    spreads = {
-        id(row): stats.of([run.peak_rss_bytes + (run.device_memory_bytes or 0) for run in row.counting]) for row in rows
-    }
-    for least, most in _ends(rows, spreads):
-        yield (
-            f"{_all(least, 'holds', 'hold')} the least memory ({_size(spreads[id(least[0])].median)}), "
-            f"and {_all(most)} the most ({_size(spreads[id(most[0])].median)})."
-        )
+    held = {row: [run.peak_rss_bytes + (run.device_memory_bytes or 0) for run in row.counting] for row in rows}
+    spreads = {row: stats.of(sizes) for row, sizes in held.items()}
+    for least, most in _ends(spreads):
+        low, high = (f"{spreads[rows[0]].median / 1e9:.2f} GB" for rows in (least, most))
+        yield f"{_all(least, 'holds', 'hold')} the least memory ({low}), and {_all(most)} the most ({high})."
 
 
-def _ends(rows: list[Row], spreads: dict[int, Spread]) -> Iterator[tuple[list[Row], list[Row]]]:
+def _ends(spreads: dict[Row, Spread]) -> Iterator[list[list[Row]]]:
     """The rows with the least and with the most, each with those whose ranges overlap; none where these ones meet."""
-    if len(rows) < 2:
-        return
-    first, *_, last = sorted(rows, key=lambda row: spreads[id(row)].median)
-    if not spreads[id(first)].overlaps(spreads[id(last)]):
-        low, high = (
-            [end, *(row for row in rows if row is not end and spreads[id(row)].overlaps(spreads[id(end)]))]
-            for end in (first, last)
-        )
-        yield low, high
+    ends = [end(spreads, key=lambda row: spreads[row].median) for end in (min, max)] if spreads else []
+    if ends and not spreads[ends[0]].overlaps(spreads[ends[1]]):
+        near = {end: [row for row in spreads if row is not end and spreads[row].overlaps(spreads[end])] for end in ends}
+        yield [[end, *rows] for end, rows in near.items()]
 
 
 def _all(rows: list[Row], one: str = "", more: str = "") -> str:
@@ -168,11 +157,10 @@ def _is_reference(row: Row) -> bool:
 
 
 def _pairs_by_device(rows: list[Row]) -> Iterator[tuple[Row, Row]]:
-    for first in rows:
-        for second in rows:
-            a, b = first.combination, second.combination
-            if (a.device, b.device) == ("mps", "cpu") and (a.method, a.number_format) == (b.method, b.number_format):
-                yield first, second
+    for first, second in permutations(rows, 2):
+        a, b = first.combination, second.combination
+        if (a.device, b.device) == ("mps", "cpu") and (a.method, a.number_format) == (b.method, b.number_format):
+            yield first, second
 
 
 def _median(row: Row, name: str) -> float:
@@ -186,11 +174,3 @@ def _times(ratio: Spread) -> str:
 
 def _name(row: Row) -> str:
     return f"{row.combination.method} in {row.combination.number_format}"
-
-
-def _quoted(method: str, device: str) -> str:
-    return next(f"{one.seconds:g}" for one in published.FIGURES if (one.method, one.device) == (method, device))
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.2f} GB"

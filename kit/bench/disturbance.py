@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,13 +29,12 @@ class Disturbance:
     @property
     def reason(self) -> str | None:
         """What makes the span a disturbed one; None for a quiet one, and for one that nothing is known of."""
-        if self.others_processors is not None and self.others_processors > OTHERS:
-            return f"other programs took {self.others_processors:.1f} processors"
-        if self.stolen_processors is not None and self.stolen_processors > STOLEN:
-            return f"the hypervisor took {self.stolen_processors:.1f} processors"
-        if self.throttled_share is not None and self.throttled_share > THROTTLED:
-            return f"the control group was throttled {self.throttled_share:.0%} of the time"
-        return None
+        limits = (
+            (self.others_processors, OTHERS, "other programs took {:.1f} processors"),
+            (self.stolen_processors, STOLEN, "the hypervisor took {:.1f} processors"),
+            (self.throttled_share, THROTTLED, "the control group was throttled {:.0%} of the time"),
+        )
+        return next((text.format(seen) for seen, limit, text in limits if seen is not None and seen > limit), None)
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,9 @@ def throttled_seconds(proc: Path, cgroups: Path) -> float | None:
         else:
             continue
         for place in places:
-            try:
+            with suppress(OSError, ValueError):
                 said = dict(row.split() for row in (place / "cpu.stat").read_text().splitlines())
-            except (OSError, ValueError):
-                continue
-            if "throttled_usec" in said:
-                return int(said["throttled_usec"]) / 1e6
-            if "throttled_time" in said:
-                return int(said["throttled_time"]) / 1e9
+                for name, a_second in (("throttled_usec", 1e6), ("throttled_time", 1e9)):
+                    if name in said:
+                        return int(said[name]) / a_second
     return None

@@ -6,15 +6,17 @@ from turn to turn, so that none always follows the same one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from kit import paths, settings
 from kit.bench import disturbance, stats
@@ -25,22 +27,17 @@ from kit.environment import facts
 from kit.errors import KitError
 from kit.files import Progress, silent
 
-if TYPE_CHECKING:
-    import psutil
-
-
 # Seconds between two looks at the memory of the processes. A look takes 1 ms of one core, and at 50 looks a second
 # llama.cpp, whose threads wait for each other, decodes a tenth slower.
 LOOK = 0.25
 # What would decide about a run besides what the bench asks for.
 FOREIGN = ("KIT_TYPED", *(variable.name for variable in settings.taken_by("run")))
-# One after the other, they are the whole process: `rest_s` is Python's own start, and its end.
-PHASES = ("rest_s", "import_s", "load_s", "first_token_s", "decode_s")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Seconds, bytes, and tokens per second. `process_s` is from the start of the process to its end.
+    """Seconds, bytes, and tokens per second. `process_s` is from the start of the process to its end, and the five
+    before it are all of it, one after the other: `rest_s` is Python's own start, and its end.
 
     `peak_rss_bytes` is resident memory of the process and all that it started, shared pages counted in each. The last
     three are what others took of the processors meanwhile (kit/bench/disturbance.py).
@@ -73,12 +70,11 @@ def run_once(command: list[str], plan: Plan, combination: Combination) -> Run:
     options += [f"--model={plan.model.name}", f"--method={combination.method}", f"--device={combination.device}"]
     options += [f"--dtype={combination.dtype or 'auto'}", f"--quant={combination.quant or 'auto'}"]
     options += [f"--prompt={plan.prompt}", f"--max-new-tokens={plan.new_tokens}"]
+    command = [*command, *options]
     # Files, not pipes: nothing has to be read while the clock runs.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         before, start = disturbance.read(), time.perf_counter()
-        process = subprocess.Popen(
-            [*command, *options], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment)
         try:
             peak = _watch(process)
         except BaseException:
@@ -104,19 +100,9 @@ def _watch(process: subprocess.Popen[bytes]) -> int:
             process.wait(LOOK)
             return peak
         except subprocess.TimeoutExpired:
-            peak = max(peak, _resident(root))
-
-
-def _resident(root: psutil.Process) -> int:
-    import psutil
-
-    total = 0
-    try:
-        for process in [root, *root.children(recursive=True)]:
-            total += process.memory_info().rss
-    except psutil.Error:  # it ended between two looks
-        return 0
-    return total
+            with suppress(psutil.Error):  # it ended between two looks
+                held = [each.memory_info().rss for each in (root, *root.children(recursive=True))]
+                peak = max(peak, sum(held))
 
 
 def _text(file: Any) -> str:
@@ -138,18 +124,14 @@ def _read(said: dict[str, Any], plan: Plan, combination: Combination, seconds: f
     ran = Combination(said["method"], said["device"], said["dtype"], said["quant"], combination.bytes_per_token)
     if ran != combination or said["new_tokens"] != plan.new_tokens:
         raise KitError(f"{combination} was asked for, and {ran} ran, for {said['new_tokens']} tokens.")
-    before = said["import_s"] + said["load_s"] + said["first_token_s"]
+    kept = ("import_s", "load_s", "first_token_s", "decode_tokens_per_s", "device_memory_bytes")
     return Run(
         rest_s=seconds - said["total_s"],
-        import_s=said["import_s"],
-        load_s=said["load_s"],
-        first_token_s=said["first_token_s"],
-        decode_s=said["total_s"] - before,
+        decode_s=said["total_s"] - said["import_s"] - said["load_s"] - said["first_token_s"],
         process_s=seconds,
-        decode_tokens_per_s=said["decode_tokens_per_s"],
         # Between two looks it may have been more: the process itself knows its own.
         peak_rss_bytes=max(peak, said["peak_rss_bytes"]),
-        device_memory_bytes=said["device_memory_bytes"],
+        **{name: said[name] for name in kept},
     )
 
 
@@ -161,7 +143,7 @@ NAMES = tuple(column.name for column in fields(Run) if column.default is MISSING
 REPEATS = 3
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A combination and its runs so far, one a turn; `failure` is why there are no more.
 
@@ -202,7 +184,7 @@ class Bench:
     @property
     def disturbances(self) -> list[str]:
         """What disturbed each turn that was, as far as it is among the runs."""
-        turns = zip_longest(*(row.runs for row in self.rows))
+        turns = itertools.zip_longest(*(row.runs for row in self.rows))
         return [why for turn in turns if (why := next((run.disturbed for run in turn if run and run.disturbed), None))]
 
     def measured(self) -> list[Row]:
@@ -232,18 +214,17 @@ def run(plan: Plan, command: list[str], on_step: Progress = silent) -> Bench:
     """
     bench = Bench(plan, [Row(combination) for combination in plan.combinations], {})
     turns: list[_Turn] = []
-    count = (plan.turns + 1) * (len(bench.rows) + len(_devices(plan)))
+    steps = len(bench.rows) + len(_devices(plan))
+    show = partial(on_step, total=(plan.turns + 1) * steps)
     try:
-        _one_turn(bench, command, "warm-up", 0, count, on_step, backwards=True)
+        _one_turn(bench, command, "warm-up", 0, show, backwards=True)
         while len(turns) < plan.turns + bench.repeated:
             number = len(turns) - bench.repeated + 1
             again = f", once more: {turns[-1].disturbed}" if turns and turns[-1].disturbed else ""
-            done = number * (len(bench.rows) + len(_devices(plan)))
             name = f"turn {number} of {plan.turns}{again}"
-            turn = _one_turn(bench, command, name, done, count, on_step, backwards=bool(len(turns) % 2))
-            turns.append(turn)
-            bench.repeated += bool(turn.disturbed) and bench.repeated < REPEATS
-        on_step("done", count, count)
+            turns.append(_one_turn(bench, command, name, number * steps, show, backwards=bool(len(turns) % 2)))
+            bench.repeated += bool(turns[-1].disturbed) and bench.repeated < REPEATS
+        show("done", (plan.turns + 1) * steps)
     except KeyboardInterrupt:
         bench.interrupted = True
     _keep(bench, turns)
@@ -268,24 +249,20 @@ def _devices(plan: Plan) -> list[str]:
     return list(dict.fromkeys(combination.device for combination in plan.combinations))
 
 
-def _one_turn(
-    bench: Bench, command: list[str], name: str, done: int, count: int, on_step: Progress, backwards: bool
-) -> _Turn:
-    turn = _Turn({}, {})
+def _one_turn(bench: Bench, command: list[str], name: str, start: int, on_step: Progress, backwards: bool) -> _Turn:
+    turn, done = _Turn({}, {}), itertools.count(start)
     for device in _devices(bench.plan):
-        on_step(f"{name}: {device}'s bandwidth", done, count)
+        on_step(f"{name}: {device}'s bandwidth", next(done))
         if read := _bandwidth(device):
             turn.bandwidth[device] = read
-        done += 1
     places = list(enumerate(bench.rows))
     for place, row in places[::-1] if backwards else places:
-        on_step(f"{name}: {row.combination}", done, count)
+        on_step(f"{name}: {row.combination}", next(done))
         if row.failure is None:
             try:
                 turn.runs[place] = run_once(command, bench.plan, row.combination)
             except KitError as error:
                 row.failure = error.message
-        done += 1
     return turn
 
 
@@ -298,30 +275,30 @@ def _keep(bench: Bench, turns: list[_Turn]) -> None:
         row.runs = [turn.runs[place] for turn in kept if place in turn.runs]
         row.left_out = left_out
     for device in _devices(bench.plan):
-        read = [turn.bandwidth[device] for turn in kept if device in turn.bandwidth]
-        if read:
+        if read := [turn.bandwidth[device] for turn in kept if device in turn.bandwidth]:
             bench.bandwidth[device] = read
 
 
 def _bandwidth(device: str) -> float | None:
     """None where it cannot be measured (a machine without a free GB): the rows then have no ceiling."""
-    done = subprocess.run(
-        [sys.executable, "-c", BANDWIDTH, device], cwd=paths.ROOT, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", BANDWIDTH, device]
+    done = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=False)
     return float(done.stdout) if done.returncode == 0 else None
 
 
 def content(bench: Bench, conclusions: list[str]) -> dict[str, Any]:
     """The content of reports/bench-*.json; docs/bench.md describes it."""
-    plan = bench.plan
+    plan, machine_and_libraries = bench.plan, facts.gather()
+    for engine in methods.ENGINES.values():
+        machine_and_libraries |= engine(plan.model, "cpu").facts()
     return {
-        "facts": {**facts.gather(), **_of_libraries(plan)},
+        "facts": machine_and_libraries,
         "model": {**plan.model.identity(), "random": plan.model.is_random},
         "request": {"prompt": plan.prompt, "new_tokens": plan.new_tokens, "runs": plan.turns, "seed": 0},
         "runs_done": bench.runs_done,
         "turns_repeated": bench.repeated,
         "disturbances": bench.disturbances,
-        "bandwidth": {device: {"bytes_per_s": read, **_spread(read)} for device, read in bench.bandwidth.items()},
+        "bandwidth": {name: {"bytes_per_s": read, **asdict(stats.of(read))} for name, read in bench.bandwidth.items()},
         "without_mps": plan.without_mps or None,
         "rows": [_row(bench, row) for row in bench.rows],
         "quality": bench.quality,
@@ -329,26 +306,16 @@ def content(bench: Bench, conclusions: list[str]) -> dict[str, Any]:
     }
 
 
-def _of_libraries(plan: Plan) -> dict[str, Any]:
-    """What each library says of itself that a method runs on."""
-    engines = [engine(plan.model, "cpu") for engine in methods.ENGINES.values()]
-    return {name: said for engine in engines for name, said in engine.facts().items()}
-
-
 def _row(bench: Bench, row: Row) -> dict[str, Any]:
     return {
         **asdict(row.combination),
         "ceiling_tokens_per_s": bench.ceiling(row),
         "ceiling_share": bench.share(row),
-        "summary": {name: _spread(values) for name in NAMES if (values := row.values(name))},
+        "summary": {name: asdict(stats.of(values)) for name in NAMES if (values := row.values(name))},
         "disturbed": row.disturbed,
         "runs": [{**asdict(run), "disturbed": run.disturbed} for run in row.runs],
         "failure": row.failure,
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return asdict(stats.of(values))
 
 
 def as_json(content: dict[str, Any]) -> str:

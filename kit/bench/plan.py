@@ -33,10 +33,6 @@ class Combination:
     def number_format(self) -> str:
         return self.dtype or self.quant or ""
 
-    def engine(self, model: Model) -> Engine:
-        """What runs it, with nothing loaded."""
-        return methods.of(self.method)(model, self.device, self.number_format)
-
     def __str__(self) -> str:
         return f"{self.method} on {self.device} in {self.number_format}"
 
@@ -75,33 +71,29 @@ def make(
     for setting, names in formats.items():
         if names and not any(engine.setting == setting for engine in engines):
             takers = " and ".join(name for name in methods.NAMES if methods.of(name).setting == setting)
-            raise WrongUsage(
-                f"{setting.upper()}S={','.join(names)} is for {takers}, and METHODS has none of them.",
-                Command("bench", METHODS=",".join(methods.NAMES)),
-            )
+            why = f"{setting.upper()}S={','.join(names)} is for {takers}, and METHODS has none of them."
+            raise WrongUsage(why, Command("bench", METHODS=",".join(methods.NAMES)))
     for engine in engines:
         _require_known(f"{engine.setting.upper()}S", formats[engine.setting] or ["auto"], engine.formats(model))
     model_folder.check(model)
-    found: dict[Combination, None] = {}
+    found: list[Combination] = []
     obstacles = []
     for engine in engines:
         for number_format in formats[engine.setting] or USUAL[engine.setting]:
             here, obstacle = _on_devices(device_names, partial(engine, model, number_format=number_format))
             obstacles.append(obstacle)
-            found |= {
-                Combination(
-                    one.method, one.device.name, **one.number_formats, bytes_per_token=one.bytes_per_token()
-                ): None
+            found += [
+                Combination(one.method, one.device.name, **one.number_formats, bytes_per_token=one.bytes_per_token())
                 for one in here
-            }
+            ]
     without = "" if any(one.device == "mps" for one in found) else next(filter(None, obstacles), "it was not asked for")
-    return Plan(model, tuple(found), turns, new_tokens, without)
+    return Plan(model, tuple(dict.fromkeys(found)), turns, new_tokens, without)
 
 
 def prepare(plan: Plan, on_progress: Progress = silent) -> None:
     """Writes the files of the weights that the plan's runs need and that are not there. Raises KitError."""
     for one in plan.combinations:
-        one.engine(plan.model).write_file(on_progress)
+        methods.of(one.method)(plan.model, one.device, one.number_format).write_file(on_progress)
 
 
 def _require_known(variable: str, names: Sequence[str], valid: Sequence[str]) -> None:
@@ -117,17 +109,13 @@ def _on_devices(asked: Sequence[str], engine: Callable[[str], Engine]) -> tuple[
     found: dict[str, Engine] = {}
     obstacle = ""
     for name in asked:
-        if name != "auto":
-            try:
-                found[name] = engine(name)
-            except KitError as error:
-                raise type(error)(error.message, Command("bench", DEVICES="cpu")) from error
-            continue
-        # On a Mac without a working GPU it is the CPU, and says why.
-        chosen = engine("auto")
-        found["cpu"] = engine("cpu")
-        if chosen.device.name == "cpu":
-            obstacle = chosen.device.reason
-        else:
-            found[chosen.device.name] = chosen
+        try:
+            chosen = engine(name)
+        except KitError as error:
+            raise type(error)(error.message, Command("bench", DEVICES="cpu")) from error
+        if name == "auto":
+            found["cpu"] = engine("cpu")
+            # On a Mac without a working GPU it is the CPU, and says why.
+            obstacle = chosen.device.reason if chosen.device.name == "cpu" else ""
+        found[chosen.device.name] = chosen
     return list(found.values()), obstacle

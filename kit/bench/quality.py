@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from kit import paths
@@ -33,30 +32,16 @@ CHILD = "import sys; from kit.bench import quality; print(quality.read_as_json(*
 REFERENCE = Combination(methods.REFERENCE.method, "cpu", "float32", None, 0)
 
 
-@dataclass(frozen=True)
-class Quality:
-    """`perplexity` over `tokens` positions, and the share of them whose most probable token is float32's."""
-
-    method: str
-    device: str
-    dtype: str | None
-    quant: str | None
-    tokens: int
-    perplexity: float
-    top1_agreement: float
-
-
 def require_meaning(model: Model) -> None:
     """Raises WrongUsage for random weights."""
     if model.is_random:
-        raise WrongUsage(
-            f"QUALITY=1: {model.name} is {model.title}, which have no quality.",
-            Command("bench", QUALITY="1", MODEL="starter"),
-        )
+        why = f"QUALITY=1: {model.name} is {model.title}, which have no quality."
+        raise WrongUsage(why, Command("bench", QUALITY="1", MODEL="starter"))
 
 
 def measure(bench: Bench, on_progress: Callable[[str, float], None] = lambda what, share: None) -> list[dict[str, Any]]:
-    """A Quality for float32 and for each combination of a bench that ran, into `bench.quality` one by one.
+    """For float32 and for each combination of a bench that ran, into `bench.quality` one by one: `perplexity` over
+    `tokens` positions, and `top1_agreement`, the share of them whose most probable token is float32's.
 
     Raises KitError where one fails.
     """
@@ -70,8 +55,8 @@ def measure(bench: Bench, on_progress: Callable[[str, float], None] = lambda wha
         logprobs, own = _in_a_child(model, one)
         best = best or own
         agreeing = sum(a == b for a, b in zip(best, own, strict=True)) / len(best)
-        perplexity = math.exp(-statistics.fmean(logprobs))
-        found.append(asdict(Quality(one.method, one.device, one.dtype, one.quant, len(best), perplexity, agreeing)))
+        ran = {"method": one.method, "device": one.device, "dtype": one.dtype, "quant": one.quant, "tokens": len(best)}
+        found.append({**ran, "perplexity": math.exp(-statistics.fmean(logprobs)), "top1_agreement": agreeing})
     return found
 
 

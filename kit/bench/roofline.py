@@ -7,7 +7,7 @@ Measured as torch sums a tensor that no cache holds; of what was tried, the fast
 from __future__ import annotations
 
 import statistics
-import time
+import timeit
 
 SIZE = 1 << 30  # bytes; the largest caches of today's processors hold less
 TIMES = 8
@@ -19,10 +19,6 @@ def measure(device: str, size: int = SIZE) -> float:
 
     values = torch.ones(size // 4, dtype=torch.float32, device=device)
     values.sum().item()  # the first one loads what sums
-    seconds = []
-    for _ in range(TIMES):
-        start = time.perf_counter()
-        # item() waits for the GPU: the clock is read when the sum is there.
-        values.sum().item()
-        seconds.append(time.perf_counter() - start)
+    # item() waits for the GPU: the clock is read when the sum is there.
+    seconds = timeit.repeat(lambda: values.sum().item(), repeat=TIMES, number=1)
     return values.numel() * 4 / statistics.median(seconds)

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
-COLUMNS: tuple[str, ...] = (
-    "method",
-    "device",
-    "format",
-    "import s",
-    "load s",
-    "first token s",
-    "tokens/s",
-    "ceiling",
-    "share",
-    "all s",
-)
-COLUMNS += ("memory MB", "GPU MB")
+COLUMNS = "method|device|format|import s|load s|first token s|tokens/s|ceiling|share|all s|memory MB|GPU MB".split("|")
 TEXTS = 3  # columns of text; the others hold numbers
 
 
@@ -29,10 +18,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines += [_line(_cells(row)[:shown]) for row in content["rows"]]
     lines += ["", _legend(content)]
     if any(mark(row) for row in content["rows"]):
-        lines += [
-            "",
-            f"\\* disturbed in every turn: {max(content['disturbances'], key=content['disturbances'].count)}.",
-        ]
+        lines += ["", f"\\* disturbed in every turn: {statistics.mode(content['disturbances'])}."]
     lines += [f"\n{label(row)} failed: {row['failure']}" for row in content["rows"] if row["failure"]]
     if content["quality"]:
         lines += ["", *_quality(content["quality"])]
@@ -57,23 +43,20 @@ def title(content: dict[str, Any]) -> str:
 def _heading(content: dict[str, Any]) -> str:
     facts = content["facts"]
     packages = facts["packages"]
-    versions = ", ".join(
-        f"{name} {packages[name]}" for name in ("torch", "transformers", "xllamacpp") if name in packages
-    )
+    names = [name for name in ("torch", "transformers", "xllamacpp") if name in packages]
+    versions = ", ".join(f"{name} {packages[name]}" for name in names)
     return f"**{title(content)}**, on {hardware(content)}; Python {facts['python']['version']}, {versions}"
 
 
 def _legend(content: dict[str, Any]) -> str:
     read = ", ".join(f"{device} {each['median'] / 1e9:.1f} GB/s" for device, each in content["bandwidth"].items())
-    ceiling = (
-        f"`ceiling`: tokens/s that reading the weights allows at this machine's bandwidth ({read}). " if read else ""
-    )
+    ceiling = f"`ceiling`: tokens/s that reading the weights allows at this machine's bandwidth ({read}). "
     done, asked = content["runs_done"], content["request"]["runs"]
     runs = "One run in a fresh process" if done == 1 else f"Medians of {done} runs in fresh processes"
     early = f" (stopped after {done} of {asked})" if done < asked else ""
     return (
-        f"{runs}{early}, smallest and largest in brackets; `tokens"
-        f"/s` after the first; `all s` from the start of the process to its end. {ceiling}Memory at its peak."
+        f"{runs}{early}, smallest and largest in brackets; `tokens/s` after the first; `all s` from the start of the "
+        f"process to its end. {ceiling if read else ''}Memory at its peak."
     )
 
 

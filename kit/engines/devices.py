@@ -63,17 +63,13 @@ def mps_obstacle(here: Machine, look: Look) -> Obstacle | None:
     if here.system != "Darwin":
         return f"MPS is the GPU of Apple Silicon, and this is {here.name}", (run_cpu,)
     if here.translated:
-        return (
-            "this Python is x86_64 under Rosetta, which has no MPS",
-            ("install an arm64 Python, then: ", Command("clean setup", PYTHON="/path/to/it")),
-        )
+        install = "install an arm64 Python, then: ", Command("clean setup", PYTHON="/path/to/it")
+        return "this Python is x86_64 under Rosetta, which has no MPS", install
     if here.arch != "arm64":
         return f"this Mac has an Intel processor ({here.arch})", (run_cpu,)
     if here.old_macos():
-        return (
-            f"MPS needs macOS {machine.OLDEST_MACOS} or later, and this is {here.macos}",
-            ("update macOS, or: ", run_cpu),
-        )
+        why = f"MPS needs macOS {machine.OLDEST_MACOS} or later, and this is {here.macos}"
+        return why, ("update macOS, or: ", run_cpu)
     return look(here)
 
 

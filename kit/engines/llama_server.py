@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -28,7 +29,6 @@ from kit.engines import threads
 from kit.environment import machine
 from kit.errors import Command, KitError
 
-PACKAGES = ("xllamacpp", "tokenizers")
 STEP = 256  # llama.cpp rounds a context up to this many tokens
 # The line of its log that ends its start. Ended before it, llama.cpp waits for itself for ever.
 READY, PATIENCE = "all slots are idle", 60.0  # seconds
@@ -77,12 +77,6 @@ def import_library() -> Any:
     return xllamacpp
 
 
-def import_all() -> None:
-    """Imports what a run needs, so that its time does not pass for the time of a load."""
-    import_library()
-    importlib.import_module("tokenizers")
-
-
 def has_metal() -> bool:
     """Whether llama.cpp finds Apple's GPU."""
     return any(_is_metal(str(device["name"])) for device in import_library().get_device_info())
@@ -111,20 +105,19 @@ class LlamaServer:
             said = self._log.wait_for(READY, PATIENCE)
             self._address = str(self._native.listening_address).removeprefix("http://")
             self.ran = read_log(said)
-        except RuntimeError as error:
+            if self.ran.device != device:
+                layers = f"layers on the GPU: {self.ran.layers}"
+                raise KitError(
+                    f"llama.cpp was asked for {device} and took {self.ran.device} ({layers}).",
+                    Command("run", METHOD="manual"),
+                    ", and please report it",
+                )
+        except BaseException as error:
             said = self._log.text()
             self.close()
-            raise _load_error(path, str(error), said) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, RuntimeError):
+                raise _load_error(path, str(error), said) from error
             raise
-        if self.ran.device != device:
-            self.close()
-            raise KitError(
-                f"llama.cpp was asked for {device} and took {self.ran.device} (layers on the GPU: {self.ran.layers}).",
-                Command("run", METHOD="manual"),
-                ", and please report it",
-            )
 
     def _parameters(self, library: Any, path: Path, device: str, context: int) -> Any:
         parameters = library.CommonParams()
@@ -133,11 +126,8 @@ class LlamaServer:
         parameters.n_parallel = 1
         # It would change what was asked for, without a word.
         parameters.fit_params = False
-        parameters.warmup = False
-        parameters.ctx_shift = False
-        parameters.cache_ram_mib = 0
-        parameters.cache_idle_slots = False
-        parameters.n_ctx_checkpoints = 0
+        parameters.warmup = parameters.ctx_shift = parameters.cache_idle_slots = False
+        parameters.cache_ram_mib = parameters.n_ctx_checkpoints = 0
         parameters.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
         parameters.n_gpu_layers = 0 if device == "cpu" else 999
         parameters.no_kv_offload = parameters.no_op_offload = device == "cpu"
@@ -159,8 +149,7 @@ class LlamaServer:
         drawn = {"samplers": ["temperature"], "temperature": temperature, "seed": seed % (2**32 - 1)}
         asked = {"prompt": ids, "n_predict": count, "stream": True, "return_tokens": True, "cache_prompt": True}
         asked |= {"ignore_eos": ignore_eos, **(drawn if temperature > 0 else greedy)}
-        connection, answer = self._ask("/completion", asked)
-        try:
+        with self._ask("/completion", asked) as answer:
             for line in answer:
                 if not line.startswith(b"data: "):
                     continue
@@ -169,8 +158,6 @@ class LlamaServer:
                     return
                 tokens = said["tokens"]
                 yield Chunk(said["content"], tokens[-1] if tokens else None, said["tokens_predicted"])
-        finally:
-            connection.close()  # and llama.cpp stops
 
     def ids_after(self, prompt_ids: list[int]) -> list[int]:
         """The ids that it has worked on behind the last prompt. Raises KitError for an unknown form of them."""
@@ -186,35 +173,25 @@ class LlamaServer:
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A request, and the whole answer to it."""
-        connection, answer = self._ask(path, body)
-        try:
+        with self._ask(path, body) as answer:
             said: dict[str, Any] = json.loads(answer.read())
-            return said
-        finally:
-            connection.close()
+        return said
 
-    def _ask(self, path: str, body: dict[str, Any]) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection(self._address)
+    @contextmanager
+    def _ask(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        connection.request("POST", path, json.dumps(body), headers)
-        answer = connection.getresponse()
-        if answer.status != 200:
-            text = answer.read().decode("utf-8", "replace")
-            connection.close()
-            raise KitError(f"llama.cpp refused the request: {text.strip()}")
-        return connection, answer
+        with closing(http.client.HTTPConnection(self._address)) as connection:  # closed, it stops llama.cpp's work
+            connection.request("POST", path, json.dumps(body), headers)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                raise KitError(f"llama.cpp refused the request: {answer.read().decode('utf-8', 'replace').strip()}")
+            yield answer
 
     def close(self) -> None:
         """Ends the server, its port and its log; what it held in memory is free again."""
         self._native = None
         self._log.close()
         self._slots.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_log(text: str) -> Ran:
@@ -226,11 +203,8 @@ def read_log(text: str) -> Ran:
         raise KitError("llama.cpp's log does not say what ran.", "please report it, with the version in env/lock/")
     on_gpu = [name for name, size in buffers if not name.startswith("CPU") and float(size) > 0]
     counts = (int(layers[1]), int(layers[2])) if layers else None
-    whole = counts is not None and counts[0] == counts[1]
-    if on_gpu and whole and all(_is_metal(name) for name in on_gpu):
-        device = "mps"
-    else:
-        device = "a part of both" if on_gpu else "cpu"
+    whole = counts is not None and counts[0] == counts[1] and all(map(_is_metal, on_gpu))
+    device = "cpu" if not on_gpu else "mps" if whole else "a part of both"
     used = re.findall(r"(\S+) (?:model|KV|compute) buffer size = +([\d.]+) MiB", text)
     gpu_bytes = int(sum(float(size) for name, size in used if _is_metal(name)) * 2**20)
     return Ran(device, int(threads[1]), threads[2].strip(" |"), counts, gpu_bytes or None)
@@ -241,15 +215,9 @@ def _is_metal(name: str) -> bool:
 
 
 def _load_error(path: Path, error: str, log: str) -> KitError:
-    last = [line.split(" E ", 1)[1].strip() for line in log.splitlines() if " E " in line]
-    why = last[0] if last else error
-    return KitError(
-        f"llama.cpp could not load {path.name}: {why}",
-        f"remove {path.name}, then: ",
-        Command("setup"),
-        ", or ",
-        Command("gguf"),
-    )
+    why = next((line.split(" E ", 1)[1].strip() for line in log.splitlines() if " E " in line), error)
+    again = f"remove {path.name}, then: ", Command("setup"), ", or ", Command("gguf")
+    return KitError(f"llama.cpp could not load {path.name}: {why}", *again)
 
 
 # --- What native code writes to standard error, kept aside ------------------------------------------------------------
@@ -267,10 +235,9 @@ class NativeLog:
         sys.stderr.flush()
         self._kept = os.dup(2)
         os.dup2(self._file.fileno(), 2)
-        try:
+        own = False
+        with suppress(OSError, ValueError):  # a stand-in without a descriptor
             own = self._stderr.fileno() == 2
-        except (OSError, ValueError):  # a stand-in without a descriptor
-            own = False
         if own:
             sys.stderr = os.fdopen(os.dup(self._kept), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         return self

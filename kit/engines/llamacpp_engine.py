@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ class LlamacppEngine(Engine):
     method = "llamacpp"
     framework = "llama.cpp"
     setting = "quant"
-    packages = llama_server.PACKAGES
+    packages = ("xllamacpp", "tokenizers")
     libraries_memory = 250_000_000
     server: LlamaServer
 
@@ -76,7 +77,8 @@ class LlamacppEngine(Engine):
         return gguf_files.bytes_per_token(self.model, self.quant)
 
     def import_libraries(self) -> None:
-        llama_server.import_all()
+        llama_server.import_library()
+        importlib.import_module("tokenizers")
 
     def load(self, context: int) -> None:
         _ = self.tokenizer
@@ -144,11 +146,11 @@ class LlamacppEngine(Engine):
         else:
             # llama.cpp says nothing about a token that ends inside a character; so another is forced, and this one is
             # looked up among the rest.
-            said = self._ask(before, self.decoy, 500)
-            listed = {each["id"]: each["logprob"] for each in said["top_logprobs"]}
-            if token not in listed:
-                said = self._ask(before, self.decoy, self.vocabulary)
+            for count in (500, self.vocabulary):
+                said = self._ask(before, self.decoy, count)
                 listed = {each["id"]: each["logprob"] for each in said["top_logprobs"]}
+                if token in listed:
+                    break
             logprob = float(listed[token])
         top = said["top_logprobs"]
         other = top[1] if top[0]["id"] == token else top[0]

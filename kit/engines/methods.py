@@ -23,8 +23,7 @@ class PipelineEngine(TorchEngine):
     def open(self) -> PreTrainedModel:
         from transformers import pipeline
 
-        where = {"dtype": self.dtype, "device_map": {"": self.device.name}}
-        self.pipe = pipeline("text-generation", model=str(self.model.folder), tokenizer=self.tokenizer, **where)
+        self.pipe = pipeline("text-generation", model=str(self.model.folder), tokenizer=self.tokenizer, **self.where)
         return self.pipe.model
 
     def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:
@@ -39,8 +38,7 @@ class ManualEngine(TorchEngine):
     def open(self) -> PreTrainedModel:
         from transformers import AutoModelForCausalLM
 
-        where = {"dtype": self.dtype, "device_map": {"": self.device.name}}
-        return AutoModelForCausalLM.from_pretrained(self.model.folder, **where)
+        return AutoModelForCausalLM.from_pretrained(self.model.folder, **self.where)
 
     def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:
         import torch
@@ -68,21 +66,13 @@ def check(request: Request) -> type[Engine]:
     engine = of(request.method)
     for foreign in ("dtype", "quant"):
         value = getattr(request, foreign)
-        if foreign == engine.setting or value == "auto":
-            continue
-        takers = [name for name, other in ENGINES.items() if other.setting == foreign]
-        raise WrongUsage(
-            f"{foreign.upper()}={value} is for METHOD={' and '.join(takers)}; {engine.method} takes "
-            f"{engine.setting.upper()}.",
-            Command("run", METHOD=takers[0]),
-            f" {foreign.upper()}={value}",
-        )
-    devices.require_known(
-        engine.setting.upper(),
-        getattr(request, engine.setting),
-        engine.formats(request.model),
-        Command("run", METHOD=engine.method),
-    )
+        if foreign != engine.setting and value != "auto":
+            given = f"{foreign.upper()}={value}"
+            takers = [name for name, other in ENGINES.items() if other.setting == foreign]
+            why = f"{given} is for METHOD={' and '.join(takers)}; {engine.method} takes {engine.setting.upper()}."
+            raise WrongUsage(why, Command("run", METHOD=takers[0]), f" {given}")
+    valid, again = engine.formats(request.model), Command("run", METHOD=engine.method)
+    devices.require_known(engine.setting.upper(), getattr(request, engine.setting), valid, again)
     return engine
 
 

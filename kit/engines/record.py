@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from kit import reports
@@ -48,19 +49,13 @@ def request_of(report: Report) -> Request:
         asked |= {name: came[name] or "auto" for name in ("device", "dtype", "quant")}
         return Request(registry.find(report.content["model"]["name"]), **asked)
     except (KeyError, TypeError) as error:
-        raise WrongUsage(
-            f"the report lacks what a run needs ({error}).", Command("run", RECORD="1"), " writes one"
-        ) from error
+        hint = Command("run", RECORD="1"), " writes one"
+        raise WrongUsage(f"the report lacks what a run needs ({error}).", *hint) from error
 
 
 def compare(report: Report, now: dict[str, Any]) -> Repetition:
     """What a repetition gave, beside the record. `now` is its content()."""
     then_ids, now_ids = report.content["completion"]["token_ids"], now["completion"]["token_ids"]
-    first = next((place for place, pair in enumerate(zip(then_ids, now_ids, strict=False)) if len(set(pair)) > 1), None)
-    if first is None and len(then_ids) != len(now_ids):
-        first = min(len(then_ids), len(now_ids))
-    kept = ("facts", "model")
-    causes = reports.differences(
-        {name: report.content.get(name, {}) for name in kept}, {name: now[name] for name in kept}
-    )
-    return Repetition(len(then_ids), first, tuple(causes))
+    first = next((place for place, (a, b) in enumerate(zip_longest(then_ids, now_ids)) if a != b), None)
+    then, here = ({name: content.get(name, {}) for name in ("facts", "model")} for content in (report.content, now))
+    return Repetition(len(then_ids), first, tuple(reports.differences(then, here)))

@@ -65,6 +65,4 @@ class Completion:
 
     def as_dict(self) -> dict[str, Any]:
         """The document of JSON=1."""
-        document = asdict(self)
-        del document["facts"]
-        return document
+        return {name: value for name, value in asdict(self).items() if name != "facts"}

@@ -1,18 +1,16 @@
 """How the threads of torch and llama.cpp wait for each other: looking, or asleep. The one policy, for both.
 
-One new token is hundreds of short pieces of work on all threads, each as long as its slowest. A thread that looks for
-the next piece has it at once, and one that sleeps must be woken, which takes as long as a piece. But where other
-programs need the processors, a thread that looks keeps the very thread from its processor that it waits for: beside two
-busy programs on two cores a tenth of the speed is left (docs/measurements.md, "A busy machine").
+A new token is hundreds of short pieces of work on all threads, each as long as its slowest. A thread that looks has the
+next piece at once; to wake one that sleeps takes as long as a piece. But where others need the processors, one that
+looks keeps from its processor the very thread that it waits for: beside two busy programs on two cores a tenth of the
+speed is left (docs/measurements.md, "A busy machine").
 
-- torch, Linux (libgomp): threads look, as libgomp does by itself, while each has a processor to itself. A watch sees
-  in /proc/stat, from before the import until the end, what others use, and lets threads sleep for as long as these
-  need what the threads run on. How long libgomp looks is read once, when it is loaded; but it all but stops looking by
-  itself while a process has more OpenMP threads than processors. So the watch adds some that sleep, and takes them
-  away again. What is computed by which thread stays the same, and so does every bit.
-- llama.cpp, Linux (the same libgomp): its threads look for some 20 µs and sleep then. A run of it may be over before a
-  watch has seen anything, and it has fewer and longer pieces.
-- macOS (libomp): sleep after 1 ms in place of 200. There is no such watch, and it was not measured on a Mac.
+- torch, Linux (libgomp): threads look, and sleep while others need what they run on, as a watch sees in /proc/stat.
+  libgomp reads its setting once, as it is loaded, but all but stops looking by itself while a process has more OpenMP
+  threads than processors: the watch adds some that sleep, and takes them away again. What is computed stays the same.
+- llama.cpp, Linux (the same libgomp): threads look for some 20 µs, then sleep. A run of it may be over before a watch
+  has seen anything, and its pieces are fewer and longer.
+- macOS (libomp): sleep after 1 ms in place of 200. No watch; not measured on a Mac.
 
 What the user has set counts before all of this. Imports nothing of the kit, as kit/engines/imports.py.
 """
@@ -50,18 +48,12 @@ class Waiting:
     reason: str
 
 
-@dataclass
-class _State:
-    waiting: Waiting | None = None
-    watch: threading.Thread | None = None
-
-
-_state = _State()
+_waiting: Waiting | None = None  # the last decision
 
 
 def facts() -> dict[str, Any] | None:
     """The last decision, for the record of a run; None before there is one."""
-    return asdict(_state.waiting) if _state.waiting else None
+    return asdict(_waiting) if _waiting else None
 
 
 def set_by_user() -> Waiting | None:
@@ -72,20 +64,18 @@ def set_by_user() -> Waiting | None:
 
 def before_torch() -> Waiting:
     """To be called before torch is imported; again does no harm."""
-    if _state.waiting:
-        return _state.waiting
-    _state.waiting = set_by_user()
-    if _state.waiting is None:
+    global _waiting
+    _waiting = _waiting or set_by_user()
+    if _waiting is None:
         if sys.platform == "darwin":
             os.environ["KMP_BLOCKTIME"] = BLOCKTIME  # libomp reads it at its first use, and no later
-            _state.waiting = Waiting("briefly", f"KMP_BLOCKTIME={BLOCKTIME}, in place of 200 ms")
+            _waiting = Waiting("briefly", f"KMP_BLOCKTIME={BLOCKTIME}, in place of 200 ms")
         elif os.environ.get("OMP_NUM_THREADS") == "1":
-            _state.waiting = Waiting("looking", "one thread waits for nobody")
+            _waiting = Waiting("looking", "one thread waits for nobody")
         else:
-            _state.waiting = Waiting("looking", "nothing seen yet of what others use")
-            _state.watch = threading.Thread(target=_watch, name="kit-watch", daemon=True)
-            _state.watch.start()
-    return _state.waiting
+            _waiting = Waiting("looking", "nothing seen yet of what others use")
+            threading.Thread(target=_watch, name="kit-watch", daemon=True).start()
+    return _waiting
 
 
 @contextmanager
@@ -95,12 +85,13 @@ def loading_llamacpp() -> Iterator[Waiting]:
     libgomp reads its setting as it is loaded. Behind that the setting goes again: a program started from here decides
     for itself, and would take it for the user's.
     """
+    global _waiting
     chosen = set_by_user()
     if chosen is None:
         name, value = ("KMP_BLOCKTIME", BLOCKTIME) if sys.platform == "darwin" else ("GOMP_SPINCOUNT", SPIN)
         os.environ[name] = value
         chosen = Waiting("briefly", f"{name}={value}")
-    _state.waiting = _state.waiting or chosen  # torch's libgomp, where it is loaded already, is the one that both use
+    _waiting = _waiting or chosen  # torch's libgomp, where it is loaded already, is the one that both use
     try:
         yield chosen
     finally:
@@ -110,13 +101,8 @@ def loading_llamacpp() -> Iterator[Waiting]:
 
 def decide(others: float, processors: int, threads: int) -> Waiting:
     """How `threads` wait on `processors` of which others use so many: 1.0 is one processor all the time."""
-    seen = f"others use {others:.1f} of {processors} processors"
-    if threads > 1 and others > processors - threads + SHARE:
-        return Waiting("asleep", seen)
-    return Waiting("looking", seen)
-
-
-# --- The watch --------------------------------------------------------------------------------------------------------
+    how = "asleep" if threads > 1 and others > processors - threads + SHARE else "looking"
+    return Waiting(how, f"others use {others:.1f} of {processors} processors")
 
 
 def busy_seconds(stat: str, processors: set[int]) -> float:
@@ -133,6 +119,7 @@ def _look(processors: set[int]) -> tuple[float, float]:
 
 
 def _watch() -> None:
+    global _waiting
     processors = os.sched_getaffinity(0)
     crowd: Callable[[], None] | None = None
     quiet = 0
@@ -145,18 +132,18 @@ def _watch() -> None:
             count_threads = getattr(sys.modules.get("torch"), "get_num_threads", None)
             if count_threads is None:  # it is not imported yet
                 continue
-            threads = count_threads()
-            chosen = decide(others, len(processors), threads)
-            quiet = 0 if chosen.how == "asleep" else quiet + 1
-            if chosen.how == "asleep" and crowd is None:
-                crowd = _crowd(max(2, len(processors) - threads + 2))
+            chosen = decide(others, len(processors), count_threads())
+            asleep = chosen.how == "asleep"
+            quiet = 0 if asleep else quiet + 1
+            if asleep and crowd is None:
+                crowd = _crowd(max(2, len(processors) - count_threads() + 2))
             elif crowd and quiet >= QUIET_LOOKS:
                 crowd()
                 crowd = None
-            if (crowd is not None) == (chosen.how == "asleep"):
-                _state.waiting = chosen
+            if (crowd is not None) == asleep:
+                _waiting = chosen
     except (OSError, ValueError, IndexError) as error:  # a sandbox without /proc/stat
-        _state.waiting = Waiting("looking", f"what others use cannot be seen: {error}")
+        _waiting = Waiting("looking", f"what others use cannot be seen: {error}")
 
 
 def _crowd(count: int) -> Callable[[], None] | None:
@@ -164,7 +151,9 @@ def _crowd(count: int) -> Callable[[], None] | None:
 
     GOMP_parallel is what compilers call for `#pragma omp parallel`. The work of each thread here is free(NULL).
     """
-    path = _libgomp()
+    # torch's wheels bring their own, under a name of their own on some platforms.
+    mapped = (line.split(None, 5)[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    path = next((path for path in mapped if Path(path).name.startswith("libgomp")), None)
     if path is None:
         return None
     library, work = ctypes.CDLL(path), ctypes.cast(ctypes.CDLL(None).free, ctypes.c_void_p)
@@ -176,12 +165,3 @@ def _crowd(count: int) -> Callable[[], None] | None:
 
     threading.Thread(target=stay, name="kit-crowd", daemon=True).start()
     return end.set
-
-
-def _libgomp() -> str | None:
-    """The libgomp that is loaded: torch's wheels bring their own, under a name of their own on some platforms."""
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        path = line.split(None, 5)[-1]
-        if Path(path).name.startswith("libgomp"):
-            return path
-    return None

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-FORMATS = ("auto", "bfloat16", "float16", "float32")
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
+WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}  # bytes of a number
+FORMATS = ("auto", *WIDTHS)
 
 
 class TorchEngine(Engine):
@@ -69,11 +69,9 @@ class TorchEngine(Engine):
         return AutoTokenizer.from_pretrained(self.model.folder)
 
     @property
-    def dtype(self) -> torch.dtype:
-        import torch
-
-        dtype: torch.dtype = getattr(torch, self.device.number_format)
-        return dtype
+    def where(self) -> dict[str, Any]:
+        """How transformers is told the number format and the device."""
+        return {"dtype": self.device.number_format, "device_map": {"": self.device.name}}
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text)["input_ids"]
@@ -96,7 +94,8 @@ class TorchEngine(Engine):
 
     def load(self, context: int) -> None:
         self.import_libraries()
-        converts = self.device.number_format != model_folder.checkpoint_dtype(self.model)
+        asked = self.device.number_format
+        converts = asked != model_folder.checkpoint_dtype(self.model)
         if self.device.name == "mps" and converts:
             # Converting while loading in parallel can crash on MPS: huggingface/transformers#48029.
             os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
@@ -104,11 +103,8 @@ class TorchEngine(Engine):
         with memory.read_tensor_by_tensor() if converts and self.device.name == "cpu" else nullcontext():
             self.loaded = self.open()
         ran = str(self.loaded.dtype).removeprefix("torch.")
-        if ran != self.device.number_format:
-            raise KitError(
-                f"{self.device.number_format} was asked for, and {self.model.name} was loaded in {ran}.",
-                "please report it",
-            )
+        if ran != asked:
+            raise KitError(f"{asked} was asked for, and {self.model.name} was loaded in {ran}.", "please report it")
         if self.device.name == "mps":
             import torch
 
@@ -186,22 +182,19 @@ def generation_config(request: Request, own: GenerationConfig) -> GenerationConf
     left out on purpose: what was asked for is what runs."""
     from transformers import GenerationConfig
 
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     config = GenerationConfig(
         max_new_tokens=request.max_new_tokens,
         min_new_tokens=request.max_new_tokens if request.ignore_eos else None,
         do_sample=request.temperature > 0,
         bos_token_id=own.bos_token_id,
         eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id if own.pad_token_id is not None else _first(own.eos_token_id),
+        pad_token_id=ends[0] if own.pad_token_id is None else own.pad_token_id,
     )
     if request.temperature > 0:
         # A logit divided by less than 1e-37 is infinite in float32. From 1e-5 down the likeliest token is certain.
         config.temperature, config.top_k, config.top_p = max(request.temperature, 1e-5), 0, 1.0
     return config
-
-
-def _first(token_id: int | list[int] | None) -> int | None:
-    return token_id[0] if isinstance(token_id, list) else token_id
 
 
 # --- The tokens of one completion as they arrive ----------------------------------------------------------------------
@@ -220,7 +213,7 @@ class TokenStream:
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._on_text = on_text
-        self._pieces: list[str] = []
+        self.text = ""
         self.prompt_ids: list[int] | None = None
         self.token_ids: list[int] = []
         self.times: list[float] = []
@@ -240,11 +233,7 @@ class TokenStream:
         whole = self._tokenizer.backend_tokenizer.decode(self.token_ids, skip_special_tokens=True)
         self._say(whole[len(self.text) :])
 
-    @property
-    def text(self) -> str:
-        return "".join(self._pieces)
-
     def _say(self, piece: str | None) -> None:
         if piece:
-            self._pieces.append(piece)
+            self.text += piece
             self._on_text(piece)

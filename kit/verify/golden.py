@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import Command, KitError, WrongUsage
+from kit.files import beside
 from kit.models.registry import Model
 from kit.paths import ROOT
 
@@ -38,10 +39,6 @@ class Entry:
     logprobs: tuple[float, ...]
     margins: tuple[float, ...]
     text: str
-
-    @property
-    def continuation(self) -> tuple[int, ...]:
-        return self.ids[self.prompt_tokens :]
 
 
 @dataclass(frozen=True)
@@ -74,18 +71,16 @@ def prompts() -> dict[str, str]:
 def require_meaning(model: Model) -> None:
     """Raises WrongUsage for random weights: what they say is right whatever it is."""
     if model.is_random:
-        raise WrongUsage(
-            f"{model.name} is {model.title}: there is nothing to verify in what it says.",
-            Command("verify", MODEL="starter"),
-        )
+        why = f"{model.name} is {model.title}: there is nothing to verify in what it says."
+        raise WrongUsage(why, Command("verify", MODEL="starter"))
 
 
 def read(model: Model) -> Golden:
     """The model's reference. Raises KitError where there is none, or it is of other files than env/models.toml pins."""
     require_meaning(model)
-    path = path_of(model)
+    shown = f"env/golden/{model.name}.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json.loads(path_of(model).read_text(encoding="utf-8"))
         if said.pop("format") != FORMAT:
             raise ValueError("of another version of the kit")
         entries = tuple(Entry(**_tuples(entry)) for entry in said.pop("entries"))
@@ -94,15 +89,13 @@ def read(model: Model) -> Golden:
         raise KitError(
             f"there is no reference for {model.name} yet: the first person with its weights records one.",
             Command("verify", MODEL=model.name, RECORD="1"),
-            f", and commit env/golden/{model.name}.json",
+            f", and commit {shown}",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise KitError(
-            f"env/golden/{path.name} cannot be read: {error}.", f"git checkout env/golden/{path.name}"
-        ) from error
+        raise KitError(f"{shown} cannot be read: {error}.", f"git checkout {shown}") from error
     if (found.revision, found.files) != (model.revision, files_of(model)):
         raise KitError(
-            f"env/golden/{path.name} is the reference of other files than env/models.toml pins for {model.name}.",
+            f"{shown} is the reference of other files than env/models.toml pins for {model.name}.",
             Command("verify", MODEL=model.name, RECORD="1", FORCE="1"),
             ", where the change of the model was meant",
         )
@@ -119,9 +112,8 @@ def write(golden: Golden, path: Path) -> None:
     entries = head.pop("entries")
     lines = ",\n".join("  " + json.dumps(_rounded(entry), ensure_ascii=False) for entry in entries)
     text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}") + f',\n "entries": [\n{lines}\n ]\n}}\n'
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with beside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _rounded(entry: dict[str, Any]) -> dict[str, Any]:

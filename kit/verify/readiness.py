@@ -112,13 +112,9 @@ def _reasons(code: Code, models: dict[str, Model], commit: str) -> Iterable[str]
         yield f"other files of {code.model}"
     if code.commit != commit:
         yield f"the kit at {code.commit}, and this clone is at {commit}"
-    lock = "macos" if code.platform.startswith("macos") else "linux"
-    if code.lock != _lock(lock):
+    lock = ROOT / "env" / "lock" / ("macos.txt" if code.platform.startswith("macos") else "linux.txt")
+    if code.lock != hashlib.sha256(lock.read_bytes()).hexdigest()[:8]:
         yield "another lock"
-
-
-def _lock(name: str) -> str:
-    return hashlib.sha256((ROOT / "env" / "lock" / f"{name}.txt").read_bytes()).hexdigest()[:8]
 
 
 # --- The manifest: what a machine is, what was verified on it, and how it went ----------------------------------------

@@ -76,9 +76,8 @@ def record(engine: Engine, prompts: dict[str, str]) -> Iterator[Entry]:
     """The entries of a reference, from a loaded engine: in float32, on the CPU."""
     for name, text in prompts.items():
         prompt_ids = encode(engine, name, text)
-        came = engine.generate(
-            Request(engine.model, max_new_tokens=NEW_TOKENS, ignore_eos=True, prompt_ids=prompt_ids), lambda text: None
-        )
+        request = Request(engine.model, max_new_tokens=NEW_TOKENS, ignore_eos=True, prompt_ids=prompt_ids)
+        came = engine.generate(request, lambda text: None)
         ids = (*prompt_ids, *came.token_ids)
         first = max(1, len(prompt_ids) - LONG_COMPARED)
         found = engine.logprobs(ids, first)

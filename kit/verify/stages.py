@@ -121,7 +121,7 @@ def check_tokenizer(engine: Engine, reference: Golden) -> Stage:
         count += len(entry.ids)
         if replay.encode(engine, entry.name, texts.get(entry.name, "")) != prompt_ids:
             faults.append(f"the prompt {entry.name!r} gives other tokens")
-        elif engine.decode(entry.continuation) != entry.text:
+        elif engine.decode(entry.ids[entry.prompt_tokens :]) != entry.text:
             faults.append(f"the continuation of {entry.name!r} gives another text")
     return Stage("tokenizer", f"{len(reference.entries)} prompts, {count} tokens", tuple(faults))
 

@@ -55,8 +55,6 @@ TABLE = {
 class Verdict:
     """Whether a replay is within the tolerance; `faults` says what is not, a line each."""
 
-    device: str
-    dtype: str
     replay: Replay
     tolerance: Tolerance
     unexplained: tuple[Flip, ...]
@@ -76,13 +74,12 @@ def judge(replay: Replay, device: str, dtype: str) -> Verdict:
     if not replay.mean <= allowed.mean:
         faults.append(f"log-probabilities are off by {replay.mean:.4f} on average, and {allowed.mean} is allowed")
     if not replay.largest <= allowed.largest:
-        faults.append(
-            f"one log-probability is off by {replay.largest:.3f} ({replay.where}); {allowed.largest} is allowed"
-        )
+        off = f"off by {replay.largest:.3f} ({replay.where})"
+        faults.append(f"one log-probability is {off}; {allowed.largest} is allowed")
     if unexplained:
         worst = max(unexplained, key=lambda flip: flip.margin)
         faults.append(
             f"{len(unexplained)} tokens are others, which their margins do not explain "
             f"({worst.prompt}, position {worst.position}: {worst.margin:.2f} ahead in the reference)"
         )
-    return Verdict(device, dtype, replay, allowed, unexplained, tuple(faults))
+    return Verdict(replay, allowed, unexplained, tuple(faults))
