@@ -110,7 +110,6 @@ class TorchEngine(Engine):
 
             # The GPU works on after the calls have returned: a load ends when it is done, and so does its time.
             torch.mps.synchronize()
-        memory.release_free_memory()
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
         import torch
