@@ -54,7 +54,7 @@ run: $(starter) ## One completion, streamed
 
 .PHONY: test
 test: development $(starter) ## The tests (a few minutes, no internet)
-	@$(python) -m pytest -q -n auto --dist worksteal -m "not slow" tests
+	@$(python) -m pytest -q -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal -m "not slow" tests
 
 ##@ Set up
 

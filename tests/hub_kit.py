@@ -58,4 +58,9 @@ def hub_kit(folder: Path, hub: MisbehavingHub, sections: str) -> HubKit:
     kit = copy_kit(folder / "kit")
     shutil.rmtree(kit / "models", ignore_errors=True)
     (kit / "env" / "models.toml").write_text(sections, encoding="utf-8")
+    # A tenth of the seconds before each new try: tests/test_transfer.py holds the real ones.
+    transfer = kit / "kit" / "net" / "transfer.py"
+    waits = "BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0)"
+    assert waits in transfer.read_text()
+    transfer.write_text(transfer.read_text().replace(waits, "BACK_OFF = (0.1, 0.2, 0.4, 0.8, 1.6)"))
     return HubKit(kit, hub)

@@ -59,6 +59,7 @@ def done(tmp_path_factory):
 
 
 @pytest.mark.container
+@pytest.mark.slow
 def test_a_row_for_each_combination_and_a_run_for_each_turn(done):
     rows = done[2]["rows"]
     assert [(row["method"], row["device"], row["dtype"], row["quant"]) for row in rows] == [
@@ -69,6 +70,7 @@ def test_a_row_for_each_combination_and_a_run_for_each_turn(done):
     assert {row["failure"] for row in rows} == {None}
 
 
+@pytest.mark.slow
 def test_the_phases_add_up_to_the_process_from_start_to_end(done):
     for row in done[2]["rows"]:
         for run in row["runs"]:
@@ -76,6 +78,7 @@ def test_the_phases_add_up_to_the_process_from_start_to_end(done):
             assert all(run[name] > 0 for name in plot.PHASES)
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_and_its_memory(done):
     manual, llamacpp = (row["summary"]["peak_rss_bytes"]["median"] for row in done[2]["rows"])
     # More than the weights, less than two models; and neither has the other's library.
@@ -83,6 +86,7 @@ def test_a_process_of_its_own_and_its_memory(done):
     assert 98e6 < llamacpp < 350e6
 
 
+@pytest.mark.slow
 def test_the_ceiling_is_the_measured_bandwidth_over_the_bytes_of_a_token(done):
     document = done[2]
     read = document["bandwidth"]["cpu"]
@@ -95,6 +99,7 @@ def test_the_ceiling_is_the_measured_bandwidth_over_the_bytes_of_a_token(done):
     assert document["rows"][0]["bytes_per_token"] == 269_030_016  # every weight once, two bytes each
 
 
+@pytest.mark.slow
 def test_the_report_has_the_facts_of_a_manifest_and_nothing_of_a_person(done):
     document = done[2]
     assert {"kit", "python", "packages", "os", "cpu", "memory", "torch", "llamacpp"} <= set(document["facts"])
@@ -103,6 +108,7 @@ def test_the_report_has_the_facts_of_a_manifest_and_nothing_of_a_person(done):
     assert str(ROOT) not in json.dumps(document)
 
 
+@pytest.mark.slow
 def test_the_page_describes_every_key_of_the_report(done):
     """docs/bench.md: `name` in its tables is a key; and every key is there."""
     page = (ROOT / "docs" / "bench.md").read_text()
@@ -122,6 +128,7 @@ def test_the_page_describes_every_key_of_the_report(done):
     assert found - {"quality"} == described - {name for name in described if name.startswith("quality")}
 
 
+@pytest.mark.slow
 def test_stdout_is_the_table_and_the_conclusions_and_so_is_the_file(done):
     ended, report, document = done
     table = report.with_suffix(".md").read_text()
@@ -135,6 +142,7 @@ def test_stdout_is_the_table_and_the_conclusions_and_so_is_the_file(done):
 
 
 @pytest.mark.container
+@pytest.mark.slow
 def test_the_picture_is_a_png_of_a_readable_size(done):
     content = done[1].with_suffix(".png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
@@ -143,6 +151,7 @@ def test_the_picture_is_a_png_of_a_readable_size(done):
     assert height > 500
 
 
+@pytest.mark.slow
 def test_a_report_that_is_compared_with_itself_is_the_same(done, script):
     ended = script("compare", "--a", str(done[1]), "--b", str(done[1]))
     assert ended.status == 0
@@ -317,6 +326,7 @@ def test_ctrl_c_before_anything_was_measured_ends_the_verb(starter, run_verb):
         experiment.run(plan(starter, methods="llamacpp"), run_verb, press)
 
 
+@pytest.mark.slow
 def test_reports_that_cannot_be_written_say_so(done, tmp_path, monkeypatch):
     from kit import paths, reports
 

@@ -54,6 +54,7 @@ def test_a_whole_clone_is_ok_throughout(make):
 
 
 @pytest.mark.container
+@pytest.mark.slow
 def test_json_is_one_document(make):
     document = json.loads(make("doctor", "JSON=1").out)
     assert document["ok"] is True
@@ -116,6 +117,7 @@ def test_it_keeps_going_after_a_failure_and_exits_1(kit_copy):
     assert "D10, D11: see docs/troubleshooting.md" in done.out
 
 
+@pytest.mark.slow
 def test_the_model_comes_from_the_environment_then_dotenv(kit_copy):
     (kit_copy / ".env").write_text("MODEL=llama-3.2-1b\n")
     (kit_copy / ".env").chmod(0o600)

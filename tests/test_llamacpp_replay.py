@@ -75,6 +75,7 @@ def damaged(starter, folder, tensors: list[str], change):
     return path
 
 
+@pytest.mark.slow
 def test_a_zeroed_matrix_is_caught(starter, verdict, tmp_path):
     path = damaged(starter, tmp_path, ["blk.15.ffn_down.weight"], lambda content, row: bytes(len(content)))
     assert not verdict(path).ok

@@ -80,6 +80,7 @@ def test_a_wrong_request_writes_nothing(wrong, own):
     assert not (own.folder / "starter-q8_0.gguf").exists()
 
 
+@pytest.mark.slow
 def test_the_bf16_file_answers_as_manual_does(own):
     """The same bits in both; they round what they multiply in other ways: the same tokens where they are sure."""
     requests = [
@@ -104,6 +105,7 @@ def test_an_altered_file_is_written_anew(own):
     assert gguf_files.ensure(own, quant) is False
 
 
+@pytest.mark.slow
 def test_a_file_of_other_weights_or_of_an_older_converter_is_written_anew(own):
     quant = gguf_files.choose(own, "q8_0")
     gguf_files.ensure(own, quant)

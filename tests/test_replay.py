@@ -121,6 +121,7 @@ def test_noise_of_the_size_of_rounding_passes(model, short, share):
         assert judged(model, short).ok
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_passes(model, short):
     import torch
 

@@ -115,8 +115,15 @@ def run_and_search(kit: HubKit, verbs: list[list[str]], debug: str) -> None:
             assert (kit.folder.parent / name).stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("debug", ["", "1"])
-@pytest.mark.parametrize("state", ["success", "rejected", "broken"])
+@pytest.mark.parametrize(
+    ("state", "debug"),
+    [
+        ("success", ""),
+        ("broken", "1"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("success", "1"), ("broken", "")]),
+        *(pytest.param("rejected", debug, marks=pytest.mark.slow) for debug in ("", "1")),
+    ],
+)
 @pytest.mark.container
 def test_no_output_no_file_and_no_process_holds_it(kit, state, debug):
     if state == "rejected":

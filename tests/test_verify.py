@@ -56,6 +56,7 @@ def test_a_good_machine_is_verified_with_a_manifest_and_a_code(quick, script):
 
 
 @pytest.mark.container
+@pytest.mark.slow
 def test_llama_cpp_is_verified_on_top_of_the_float32_replay(quick, script):
     done = verify(quick, script, "--method", "llamacpp")
     assert done.status == 0, done.err
@@ -118,6 +119,7 @@ def test_a_swapped_tokenizer_is_seen(starter, tmp_path, monkeypatch):
     assert "the prompt 'english' gives other tokens" in stage.faults
 
 
+@pytest.mark.slow
 def test_a_fault_in_the_replay_fails_with_what_to_do(quick, script):
     """A reference of another model's numbers stands in for a machine that computes wrongly."""
     path = quick / "env" / "golden" / "starter.json"

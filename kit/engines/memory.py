@@ -30,8 +30,8 @@ def release_code() -> None:
 
     621 MB in place of 679 through torch, and twice that gain where the files were just written: they lie in larger
     pieces in Linux's page cache then, and count whole. What runs again is mapped again from there. Code alone, which no
-    program writes to: data of a library may have been changed in memory, and madvise(2)'s MADV_DONTNEED would lose that.
-    Linux only.
+    program writes to: data of a library may have been changed in memory, and MADV_DONTNEED of madvise(2) would lose
+    that. Linux only.
     """
     if sys.platform != "linux":
         return
