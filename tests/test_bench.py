@@ -205,6 +205,7 @@ def test_an_unknown_quant_behind_a_known_one_is_refused_before_a_file_is_written
         plan(starter, methods="llamacpp", quants="q8_0,q5_k")
 
 
+@pytest.mark.slow
 def test_what_dotenv_says_of_a_run_decides_nothing_in_a_bench(starter, run_verb, tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("PROMPT_FILE=/nowhere.txt\nJSON=0\nMETHOD=manual\nSEED=3\n")
     (tmp_path / ".env").chmod(0o600)

@@ -117,6 +117,7 @@ def test_the_same_inputs_give_the_same_bytes(here, tmp_path):
     assert other.bytes_of_all() == here.bytes_of_all()
 
 
+@pytest.mark.slow
 def test_the_second_time_nothing_is_fetched_and_what_was_spoilt_is_mended(here):
     here.bundle()
     before = here.bytes_of_all()

@@ -126,6 +126,7 @@ def test_the_model_comes_from_the_environment_then_dotenv(kit_copy):
     assert json.loads(by_environment.out)["model"] == "starter"
 
 
+@pytest.mark.slow
 def test_an_unknown_model_fails_with_the_list(make):
     done = make("doctor", "MODEL=gpt")
     assert done.status == 2

@@ -78,7 +78,7 @@ def sent(kit: HubKit, path: str = WEIGHTS) -> int:
     return sum(record.sent for record in kit.hub.asked(path, "GET"))
 
 
-@pytest.mark.parametrize("name", ["tiny", "gated"])
+@pytest.mark.parametrize("name", [pytest.param("tiny", marks=pytest.mark.slow), "gated"])
 @pytest.mark.container
 def test_an_open_and_a_gated_model_arrive_whole_and_run_without_network_or_token(kit, served, name, tmp_path):
     done = kit.run("download", "--model", name, HF_TOKEN=TOKEN if name == "gated" else "")

@@ -195,6 +195,7 @@ def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(starter, monkeypa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS counts a process's memory in another way")
 @pytest.mark.container
+@pytest.mark.slow
 def test_code_that_only_the_imports_ran_is_given_back():
     program = """
 from pathlib import Path

@@ -131,6 +131,7 @@ def small(small_once, monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_a_model_with_llama_3_2s_settings_says_what_transformers_float32_says(small, tmp_path):
     model, ids, first, logprobs = small
     found = differences(model, convert(model.folder, tmp_path / "small.gguf"), ids, first, logprobs)

@@ -81,6 +81,7 @@ def test_a_zeroed_matrix_is_caught(starter, verdict, tmp_path):
     assert not verdict(path).ok
 
 
+@pytest.mark.slow
 def test_swapped_query_heads_are_caught(starter, verdict, tmp_path):
     """What a wrong permutation at the conversion would do: to every layer. (In one alone, 4 bits hide it.)"""
 

@@ -91,6 +91,7 @@ def test_the_bf16_file_answers_as_manual_does(own):
     assert ids[0] == ids[1]
 
 
+@pytest.mark.slow
 def test_an_altered_file_is_written_anew(own):
     quant = gguf_files.choose(own, "bf16")
     gguf_files.ensure(own, quant)

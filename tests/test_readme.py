@@ -56,6 +56,7 @@ def test_the_verbs_of_the_table_are_those_of_make():
     assert set(re.findall(r"`make ([a-z-]+)`", table)) == listed - {"help"}
 
 
+@pytest.mark.slow
 def test_the_answer_in_the_readme_is_the_one_that_a_run_gives():
     """In float32, as the README says: in bfloat16 this chip may say other words, for honest reasons."""
     done = run_command(["make", "-s", "run", "DEVICE=cpu", "DTYPE=float32"])

@@ -100,7 +100,13 @@ def judged(model, reference: Golden, dtype: str = "float32"):
     return tolerances.judge(replayed(model, reference), "cpu", dtype)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# The finest and the coarsest here; the others among the slow ones.
+QUICK = ("noise of 1 %", "two heads swapped")
+
+
+@pytest.mark.parametrize(
+    "fault", [fault if fault in QUICK else pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
+)
 def test_float32_sees_a_fault_in_one_of_the_weights(model, short, fault):
     name, change = FAULTS[fault]
     with planted(model.get_submodule(f"model.layers.{LAYER}.{name}").weight, change):
@@ -140,7 +146,7 @@ def test_a_smaller_number_format_passes_within_its_own_tolerance_and_not_within_
     assert not tolerances.judge(found, "cpu", "float32").ok
 
 
-@pytest.mark.parametrize("method", ["pipeline", "manual"])
+@pytest.mark.parametrize("method", [pytest.param("pipeline", marks=pytest.mark.slow), "manual"])
 def test_either_method_passes(starter, short, method):
     with methods.of(method)(starter, "cpu", "float32") as engine:
         engine.load(256)
@@ -180,7 +186,7 @@ def test_an_honest_model_passes_the_long_prompt_too(model, reference):
     assert all(same == tokens for same, tokens in verdict.replay.common.values())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_numbers_that_are_none_fail(model, short, value):
     def spoil(weight) -> None:
         weight.fill_(value)

@@ -66,6 +66,7 @@ def test_llama_cpp_is_verified_on_top_of_the_float32_replay(quick, script):
     assert readiness.decode(done.out.splitlines()[-1]).dtype == "q4_1"
 
 
+@pytest.mark.slow
 def test_no_user_host_path_or_token_is_in_the_manifest(quick, script):
     import getpass
     import socket
@@ -82,6 +83,7 @@ def test_no_user_host_path_or_token_is_in_the_manifest(quick, script):
         assert f': "{name}"' not in text
 
 
+@pytest.mark.slow
 def test_float32_on_the_cpu_alone_is_replayed_once(quick, script):
     done = verify(quick, script, "--dtype", "float32", "--json")
     assert done.status == 0, done.err
