@@ -96,6 +96,9 @@ attempt() {
   [ "$status" = 75 ] || return "$status"
   service prepare --entrypoint ".venv/bin/python -m scripts.$verb --prepare" </dev/null || return
   service "$verb" "$@" <"$input"
+  status=$?
+  [ "$status" != 75 ] || die "the container needs a file written that it may not write." "natively: make $verb"
+  return "$status"
 }
 
 # Lends a download this machine's token, proxy, certificates and package index. "$@": options of `compose run`.

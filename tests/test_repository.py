@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -95,6 +96,19 @@ def test_inside_kit_imports_run_without_a_circle():
         free = {name for name, needs in left.items() if not needs & set(left)}
         assert free, f"a circle among {sorted(left)}"
         left = {name: needs for name, needs in left.items() if name not in free}
+
+
+# Programs in strings, which no import shows: `from kit.x import y; … y.z(`
+PROGRAM = re.compile(r"from (kit[\w.]*) import (\w+)(?:; | *\\n)(?:[^\n]*?)\b\2\.(\w+)\(")
+WITH_PROGRAMS = [*MODULES, *ROOT.glob("env/*.sh"), ROOT / "env" / "Dockerfile"]
+
+
+def test_a_string_that_names_a_module_names_one_that_is_there():
+    found = [match.groups() for path in WITH_PROGRAMS for match in PROGRAM.finditer(path.read_text())]
+    assert len(found) >= 5
+    for package, name, attribute in found:
+        module = importlib.import_module(f"{package}.{name}")
+        assert hasattr(module, attribute), f"{package}.{name}.{attribute}"
 
 
 METHODS = {"pipeline", "manual", "llamacpp"}
