@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -211,6 +212,24 @@ def test_without_an_engine_the_tests_of_the_container_say_so_and_fail_only_where
     assert done.status == status, done.out
     assert says in done.out
     assert "NO DOCKER ENGINE RUNS HERE" in done.out
+
+
+def test_the_image_holds_what_its_programs_read(tmp_path):
+    recipe = (ROOT / "env" / "Dockerfile").read_text()
+    stage = recipe.split("AS source\n")[1].split("FROM")[0]
+    for *sources, target in (line.split() for line in re.findall(r"^COPY (.+)$", stage, re.MULTILINE)):
+        for source in sources:
+            if (ROOT / source).is_dir():
+                shutil.copytree(ROOT / source, tmp_path / target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                (tmp_path / target).mkdir(exist_ok=True)
+                shutil.copy(ROOT / source, tmp_path / target)
+    # What a module needs it reads when it is imported, but for models, lock and golden, which come as they are.
+    programs = re.findall(r"scripts\.(\w+)", (ROOT / "docker-compose.yml").read_text())
+    assert {"run", "verify", "bench", "download"} <= set(programs)
+    program = "import importlib; " + "; ".join(f"importlib.import_module({'scripts.' + name!r})" for name in [*programs, "setup"])
+    done = run_command([sys.executable, "-c", program + "; import kit.models.random_weights"], cwd=tmp_path)
+    assert done.status == 0, done.err
 
 
 def test_the_base_is_pinned_once_and_by_digest():
