@@ -110,7 +110,8 @@ def faults(content: bytes) -> list[Fault]:
         found.append(Fault(1, "begins with a byte order mark: save it as UTF-8 without BOM"))
         content = content[3:]
     if b"\r" in content:
-        found.append(Fault(1, "has Windows line ends (CRLF): save it with LF"))
+        line = content.partition(b"\r")[0].count(b"\n") + 1
+        found.append(Fault(line, "has Windows line ends (CRLF): save it with LF"))
         content = content.replace(b"\r", b"")
     try:
         text = content.decode("utf-8")

@@ -29,8 +29,8 @@ from tests import warm
 
 threads.before_torch()
 
-# What the caller's environment, make, and other tools may hold that would decide about a test. Not the base image: where no
-# registry is in reach, it is the machine's only one.
+# What the caller's environment, make, and other tools may hold that would decide about a test. Not the base image:
+# where no registry is in reach, it is the machine's only one.
 FOREIGN = {variable.name for variable in settings.VARIABLES if variable.verbs} - {"BASE_IMAGE"}
 FOREIGN |= {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "KIT_TYPED", "KIT_DEBUG", "KIT_CONTAINER"}
 FOREIGN |= {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}

@@ -212,9 +212,11 @@ def test_the_environment_is_the_locks_package_by_package(built):
 
 COMPILED = """
 import pathlib, sys
-from kit import generation, registry
+from kit.engines.generate import complete
+from kit.engines.request import Request
+from kit.models import registry
 from scripts import run
-generation.complete(generation.Request(registry.find("starter"), "x", sys.argv[1], max_new_tokens=2))
+complete(Request(registry.find("starter"), "x", sys.argv[1], max_new_tokens=2))
 for module in list(sys.modules.values()):
     cached = getattr(module, "__cached__", None)
     if isinstance(cached, str) and cached.startswith("/kit") and not pathlib.Path(cached).exists():

@@ -88,6 +88,7 @@ def test_a_run_without_a_prompt_file_leaves_standard_input_to_its_caller():
     assert done.out == "for the next one\n"
 
 
+TYPED = {"KIT_TYPED": "FROM"}
 WRONG = [
     ({"MODEL": "gpt"}, 2, "there is no model 'gpt'", "make docker-run MODEL=starter"),
     ({"MODEL": "llama-3.2-1b"}, 1, "is not here yet (2.48 GB)", "make docker-download MODEL=llama-3.2-1b"),
@@ -96,8 +97,8 @@ WRONG = [
     ({"MAX_NEW_TOKENS": "0"}, 2, "is not in the range", "--help"),
     ({"DEVICE": "cuda"}, 2, "CPU builds of torch only", "make docker-run DEVICE=cpu"),
     ({"DEVICE": "mps"}, 1, "containers have no Metal", "on the Mac itself: make run DEVICE=mps"),
-    ({"FROM": "/etc/passwd"}, 2, "out of the container's sight", "make docker-run FROM=reports/passwd"),
-    ({"FROM": "reports/nowhere"}, 2, "reports/nowhere cannot be read", "ls reports/"),
+    (TYPED | {"FROM": "/etc/passwd"}, 2, "out of the container's sight", "make docker-run FROM=reports/passwd"),
+    (TYPED | {"FROM": "reports/nowhere"}, 2, "reports/nowhere cannot be read", "ls reports/"),
     ({"MEMORY": "abc"}, 2, "MEMORY=abc is no size", "make docker-run MEMORY=6g"),
     ({"MEMORY": "8"}, 2, "MEMORY=8 is no size", "make docker-run MEMORY=6g"),
     ({"MEMORY": "600m"}, 1, "needs 0.72 GB of memory, and this container has 0.63 GB", "make docker-run MEMORY=1g"),
@@ -179,7 +180,7 @@ def test_a_dotenv_that_its_readers_read_differently_is_refused_by_its_line(kit_c
     (kit_copy / ".env").write_bytes(f"# a comment with 'quotes'\n{line}\n".encode())
     done = verb("run", cwd=kit_copy)
     assert done.status == 1
-    assert "error: .env, line 2, has what its readers read differently" in done.err
+    assert "error: .env has what its readers read differently:\n  line 2: " in done.err
 
 
 INSIDE = """
@@ -464,4 +465,4 @@ def test_the_token_of_dotenv_is_in_no_container_but_that_of_a_download(kit_copy)
     assert "SEED=3" in dotenv
     assert token not in done.out
     assert "HF_TOKEN" not in environment
-    assert [path for path in kit_copy.iterdir() if path.name.startswith(".docker")] == []
+    assert [path for path in kit_copy.iterdir() if path.name.startswith(".docker.")] == []

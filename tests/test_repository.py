@@ -106,8 +106,12 @@ WITH_PROGRAMS = [*MODULES, *ROOT.glob("env/*.sh"), ROOT / "env" / "Dockerfile"]
 def test_a_string_that_names_a_module_names_one_that_is_there():
     found = [match.groups() for path in WITH_PROGRAMS for match in PROGRAM.finditer(path.read_text())]
     assert len(found) >= 5
+    for path in ROOT.glob("tests/*.py"):
+        for package, names in re.findall(r"^from (kit[\w.]*) import ([\w, ]+)$", path.read_text(), re.MULTILINE):
+            found += [(package, name.split()[0], "__doc__") for name in names.split(",")]
     for package, name, attribute in found:
-        module = importlib.import_module(f"{package}.{name}")
+        holder = importlib.import_module(package)
+        module = getattr(holder, name, None) or importlib.import_module(f"{package}.{name}")
         assert hasattr(module, attribute), f"{package}.{name}.{attribute}"
 
 
