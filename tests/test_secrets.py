@@ -86,9 +86,10 @@ def watched_processes(kit: HubKit) -> Iterator[list[bytes]]:
 
     def watch() -> None:
         while not stop.wait(0.01):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
+            # Not `[0-9]*/cmdline`: glob itself would look there, and end this thread where a process has just ended.
+            for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    line, environment = path.read_bytes(), path.with_name("environ").read_bytes()
+                    line, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
                 except OSError:
                     continue
                 if TOKEN.encode() in line and home in environment.split(b"\0"):
