@@ -103,6 +103,14 @@ def test_facts_are_of_the_run(complete):
     assert completion.versions["torch"].startswith("2.")
 
 
+def test_a_model_that_loads_in_another_number_format_than_asked_is_an_error(starter, monkeypatch):
+    real = ManualEngine.open
+    monkeypatch.setattr(ManualEngine, "open", lambda engine: real(engine).float())
+    request = Request(starter, MARK, "manual", max_new_tokens=1, device="cpu", dtype="bfloat16")
+    with pytest.raises(KitError, match="bfloat16 was asked for, and starter was loaded in float32"):
+        generate.complete(request)
+
+
 def test_one_token_has_no_decode_rate(complete):
     assert complete(max_new_tokens=1).decode_tokens_per_s is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -207,6 +208,22 @@ def test_plausible_garbage_is_seen(model, short):
         verdict = judged(model, short)
     assert not verdict.ok
     assert verdict.replay.flips
+
+
+@pytest.mark.parametrize(
+    ("mean", "largest", "says"),
+    [
+        (0.2, 0.2, "0.2000 on average"),
+        (0.01, 2.0, "one log-probability is off by 2.000 (x)"),
+        (math.nan, 0.2, "nan on average"),
+        (0.01, math.nan, "one log-probability is off by nan"),
+    ],
+)
+def test_the_mean_and_the_largest_difference_fail_each_by_itself(mean, largest, says):
+    verdict = tolerances.judge(replay.Replay(mean, largest, "x", 1, (), {}), "cpu", "bfloat16")
+    assert not verdict.ok
+    (fault,) = verdict.faults
+    assert says in fault
 
 
 def test_a_flip_is_explained_by_a_small_margin_and_not_by_a_large_one():

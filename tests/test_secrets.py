@@ -207,3 +207,12 @@ def test_a_malformed_token_is_refused_before_it_is_sent_and_not_shown(kit, verb,
     assert "next: " in done.err
     assert "MARKEDQZ" not in done.out + done.err
     assert kit.hub.requests == []
+
+
+def test_a_malformed_token_that_was_typed_is_refused_before_it_is_sent(monkeypatch):
+    from kit.errors import KitError
+    from kit.hub import client
+
+    monkeypatch.setattr(client, "session", lambda: pytest.fail("it was sent"))
+    with pytest.raises(KitError, match="the token in what you typed does not begin with hf_"):
+        client.account(client.Token("password", "what you typed"))
