@@ -35,17 +35,20 @@ service() {
   reader=
   if [ "$name" = run ] || [ "$name" = verify ] || [ "$name" = bench ]; then
     rm -f "$work/out"
-    mkfifo "$work/out" && cat <"$work/out" &
+    mkfifo "$work/out"
+    # Open for reading in the client too: it would complain of a broken pipe before it is ended.
+    exec 4<>"$work/out" 5<"$work/out"
+    cat <&5 4>&- 5<&- &
     reader=$!
-    wait_for_fifo
   fi
   if [ -n "$reader" ] || [ ! -t 0 ] || [ ! -t 1 ] || [ ! -t 2 ]; then set -- -T "$@"; fi
   set -- $compose --env-file /dev/null run --rm --name "$container" "$@" "$name"
   # In the background, so that a signal is heard while it works; there a shell gives it no standard input by itself.
   exec 3<&0
   if [ -n "$reader" ]; then
-    COMPOSE_PROGRESS=quiet COMPOSE_IGNORE_ORPHANS=1 "$@" <&3 >"$work/out" &
+    COMPOSE_PROGRESS=quiet COMPOSE_IGNORE_ORPHANS=1 "$@" <&3 >&4 4>&- 5<&- &
     client=$!
+    exec 4>&- 5<&-
     wait "$reader"
     case $? in
       0) ;;
@@ -61,10 +64,6 @@ service() {
   container=
   [ "$status" != 137 ] || explain_killed
   return "$status"
-}
-
-wait_for_fifo() {
-  while [ ! -p "$work/out" ]; do :; done
 }
 
 # Ends the container with its caller: a client that is killed leaves it at work. $1: the exit status.
