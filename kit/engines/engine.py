@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from kit.engines.devices import Device
 from kit.engines.request import Request
 from kit.errors import Command, WrongUsage
 from kit.files import Progress, silent
+from kit.models import examine
 from kit.models.registry import Model
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # The number formats of 16 bits, as each framework names them.
 SIXTEEN_BITS = ("bfloat16", "float16", "bf16")
@@ -62,8 +66,10 @@ class Engine(ABC):
     libraries_memory: ClassVar[int]  # bytes that a run holds beside the weights (docs/measurements.md)
 
     def __init__(self, model: Model, device: str = "auto", number_format: str = "auto") -> None:
-        """Raises WrongUsage for a name that is unknown, KitError for a device that cannot run here."""
+        """Raises WrongUsage for a name that is unknown, KitError for a device that cannot run here, and for a model
+        that the framework would not compute as it is meant."""
         self.model = model
+        self.examined = examine.require(model, self.framework)
         self.device = self.choose(device, number_format)
 
     @classmethod
@@ -84,14 +90,34 @@ class Engine(ABC):
     def encode(self, text: str) -> list[int]:
         """The text's token ids, through the model folder's own tokenizer."""
 
+    @property
     @abstractmethod
+    def backend(self) -> Tokenizer:
+        """The tokenizer, as the tokenizers library has it."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """The tokens' text, special tokens and all."""
+        return str(self.backend.decode(list(ids), skip_special_tokens=False))
+
+    def continuation(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+        """The text of new tokens as it stands behind the prompt's, without special tokens: alone, some decoders drop
+        its first blank."""
+        before = self.backend.decode(list(prompt_ids), skip_special_tokens=True)
+        whole = str(self.backend.decode([*prompt_ids, *token_ids], skip_special_tokens=True))
+        if whole.startswith(before):
+            return whole[len(before) :]
+        return str(self.backend.decode(list(token_ids), skip_special_tokens=True))
 
     def fit(self, request: Request) -> list[int]:
         """The prompt's ids. Raises WrongUsage where it does not fit into the context with the completion: nothing is
         cut."""
         ids = self.encode(request.prompt) if request.prompt_ids is None else list(request.prompt_ids)
+        if beyond := [one for one in ids if one >= self.examined.rows]:
+            raise WrongUsage(
+                f"the prompt has {self.decode(beyond[:1])!r} in it, token {beyond[0]}, and the weights of "
+                f"{self.model.name} have {self.examined.rows} rows: it has no numbers for that one.",
+                "leave it out",
+            )
         room = self.model.context - len(ids)
         if room < 1:
             raise WrongUsage(

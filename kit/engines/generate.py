@@ -46,10 +46,10 @@ def complete(
             engine.load(len(engine.fit(request)) + request.max_new_tokens)
             return _complete(request, engine, started, imported, on_text)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate" in str(error):
+        if memory.ran_out(error):
             raise KitError(
                 f"{request.model.name} does not fit into the memory of {engine.device.name}: "
-                f"{str(error).splitlines()[0]}",
+                f"{(str(error).splitlines() or ['no further word'])[0]}",
                 "close other programs, ask for fewer MAX_NEW_TOKENS, or: ",
                 Command("run", MODEL="starter"),
             ) from error

@@ -19,7 +19,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,23 +141,51 @@ class LlamaServer:
         return parameters
 
     def generate(
-        self, ids: list[int], count: int, temperature: float = 0.0, seed: int = 0, ignore_eos: bool = False
+        self,
+        ids: list[int],
+        count: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        ignore_eos: bool = False,
+        banned: Sequence[int] = (),
     ) -> Iterator[Chunk]:
-        """Up to `count` tokens after `ids`, as they come. Temperature 0 is greedy."""
+        """Up to `count` tokens after `ids`, as they come, and none of those `banned`. Temperature 0 is greedy.
+
+        Raises KitError where llama.cpp says that it drew with other settings.
+        """
         greedy = {"samplers": ["top_k"], "top_k": 1}
         # From the whole distribution, as through torch; 2**32 - 1 would mean a random seed.
         drawn = {"samplers": ["temperature"], "temperature": temperature, "seed": seed % (2**32 - 1)}
         asked = {"prompt": ids, "n_predict": count, "stream": True, "return_tokens": True, "cache_prompt": True}
-        asked |= {"ignore_eos": ignore_eos, **(drawn if temperature > 0 else greedy)}
+        drawing = drawn if temperature > 0 else greedy
+        asked |= {"ignore_eos": ignore_eos, "logit_bias": [[token, False] for token in banned], **drawing}
+        arrived = 0
         with self._ask("/completion", asked) as answer:
             for line in answer:
                 if not line.startswith(b"data: "):
                     continue
                 said = json.loads(line[6:])
                 if said.get("stop"):
+                    hold_against(drawing, said["generation_settings"])
+                    if said["tokens_predicted"] > arrived:  # it ended inside a character
+                        yield Chunk("", None, said["tokens_predicted"])
                     return
-                tokens = said["tokens"]
-                yield Chunk(said["content"], tokens[-1] if tokens else None, said["tokens_predicted"])
+                if not arrived:
+                    self._hold_slot_against(drawing)
+                tokens, arrived = said["tokens"], said["tokens_predicted"]
+                yield Chunk(said["content"], tokens[-1] if tokens else None, arrived)
+
+    def _hold_slot_against(self, asked: dict[str, Any]) -> None:
+        """While it draws: whoever has what they wanted does not wait for its last word."""
+        with self._ask("/slots", None) as answer:
+            (slot,) = json.loads(answer.read())
+        if slot.get("is_processing"):
+            hold_against(asked, slot["params"])
+
+    def next_id(self, ids: list[int]) -> int:
+        """The likeliest token after `ids`."""
+        asked = {"prompt": ids, "n_predict": 1, "return_tokens": True, "cache_prompt": True}
+        return int(self.post("/completion", asked | {"samplers": ["top_k"], "top_k": 1})["tokens"][0])
 
     def ids_after(self, prompt_ids: list[int]) -> list[int]:
         """The ids that it has worked on behind the last prompt. Raises KitError for an unknown form of them."""
@@ -178,10 +206,13 @@ class LlamaServer:
         return said
 
     @contextmanager
-    def _ask(self, path: str, body: dict[str, Any]) -> Iterator[http.client.HTTPResponse]:
+    def _ask(self, path: str, body: dict[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         with closing(http.client.HTTPConnection(self._address)) as connection:  # closed, it stops llama.cpp's work
-            connection.request("POST", path, json.dumps(body), headers)
+            if body is None:
+                connection.request("GET", path, headers=headers)
+            else:
+                connection.request("POST", path, json.dumps(body), headers)
             answer = connection.getresponse()
             if answer.status != 200:
                 raise KitError(f"llama.cpp refused the request: {answer.read().decode('utf-8', 'replace').strip()}")
@@ -192,6 +223,15 @@ class LlamaServer:
         self._native = None
         self._log.close()
         self._slots.cleanup()
+
+
+def hold_against(asked: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises KitError where the settings in force are other ones than were asked for."""
+    for name, value in asked.items():
+        got = settings.get(name)
+        near = isinstance(value, float) and isinstance(got, float) and abs(got - value) <= 1e-6 * value
+        if got != value and not near:
+            raise KitError(f"llama.cpp was asked for {name} = {value}, and took {got}.", "please report it")
 
 
 def read_log(text: str) -> Ran:

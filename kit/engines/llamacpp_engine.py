@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -19,7 +18,6 @@ from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError
 from kit.files import Progress, silent
-from kit.models import folder as model_folder
 from kit.models import gguf_files
 from kit.models.registry import Model
 
@@ -55,14 +53,19 @@ class LlamacppEngine(Engine):
     def tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(self.model.folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(self.model.folder / "tokenizer.json"))
+        # What somebody's training left in the file; transformers takes no notice of it either.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @property
+    def backend(self) -> Tokenizer:
+        return self.tokenizer
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text).ids
         return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def needs_file(self) -> bool:
         return not gguf_files.is_here(self.model, self.quant)
@@ -87,11 +90,13 @@ class LlamacppEngine(Engine):
         self.server = LlamaServer(self.quant.path, self.device.name, context + 1, self.quant.name)
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
-        prompt_ids, ends = self.fit(request), model_folder.end_tokens(self.model)
+        prompt_ids, ends = self.fit(request), self.examined.ends
         said = ""
         token_ids: list[int] = []
         first_at, first_tokens, last_at = 0.0, 0, 0.0
         wanted = request.max_new_tokens
+        # llama.cpp ends a text at tokens of its own choice, and knows nothing of the model's others.
+        banned = ends if request.ignore_eos else ()
 
         while len(token_ids) < wanted and not (token_ids and token_ids[-1] in ends):
             known, count, start, last_id = True, 0, len(token_ids), None
@@ -99,7 +104,7 @@ class LlamacppEngine(Engine):
             # llama.cpp keeps a token that ends inside a character to itself. One token more than is asked for, and the
             # last one asked for is among those that it has worked on, and so among those that it saves.
             for chunk in self.server.generate(
-                asked, wanted - start + 1, request.temperature, request.seed + start, request.ignore_eos
+                asked, wanted - start + 1, request.temperature, request.seed + start, request.ignore_eos, banned
             ):
                 last_at = time.perf_counter()
                 known = known and chunk.count == count + 1
@@ -112,16 +117,28 @@ class LlamacppEngine(Engine):
                 else:  # it began among those asked for, and ended behind them
                     count, last_id = wanted - start, None
                 first_at, first_tokens = first_at or last_at, first_tokens or count
-                if count == wanted - start:
+                if count == wanted - start or (known and chunk.token_id in ends):
                     break
             if not known:
-                token_ids[start:] = _resolved(self.server.ids_after(asked), last_id, count)
+                token_ids[start:] = self._resolved(asked, last_id, count)
             if not count:
                 break
-        whole = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        token_ids = _up_to_the_first(ends, token_ids)
+        whole = self.continuation(prompt_ids, token_ids)
         if whole.startswith(said) and whole != said:
             on_text(whole[len(said) :])  # the bytes of a character that the last token did not finish
         return Generated(prompt_ids, token_ids, whole, first_at, first_tokens, last_at)
+
+    def _resolved(self, asked: list[int], last_id: int | None, count: int) -> list[int]:
+        """The `count` ids behind `asked`: llama.cpp saves a token when it has worked on it, so the last one may be
+        missing. An end token that came behind half a character is asked for again."""
+        saved = self.server.ids_after(asked)
+        ids = saved if last_id is None else [*saved[: count - 1], last_id]
+        if len(ids) == count - 1:
+            ids = [*ids, self.server.next_id(asked + ids)]
+        if len(ids) < count:
+            raise KitError("llama.cpp's saved tokens could not be read.", "please report it, with the prompt")
+        return ids[:count]
 
     def logprobs(self, ids: Sequence[int], first: int) -> list[Position]:
         """llama.cpp gives no log-probabilities of a prompt. So each position is a request of its own, in which a bias
@@ -131,13 +148,9 @@ class LlamacppEngine(Engine):
         return [self._position(list(ids[:place]), ids[place]) for place in range(first, len(ids))]
 
     @cached_property
-    def vocabulary(self) -> int:
-        return int(json.loads((self.model.folder / "config.json").read_text(encoding="utf-8"))["vocab_size"])
-
-    @cached_property
     def decoy(self) -> int:
         """A token that is a whole character: any will do."""
-        return next(token for token in range(self.vocabulary) if self._is_whole(token))
+        return next(token for token in range(self.examined.rows) if self._is_whole(token))
 
     def _position(self, before: list[int], token: int) -> Position:
         if self._is_whole(token):
@@ -146,7 +159,7 @@ class LlamacppEngine(Engine):
         else:
             # llama.cpp says nothing about a token that ends inside a character; so another is forced, and this one is
             # looked up among the rest.
-            for count in (500, self.vocabulary):
+            for count in (500, self.examined.rows):
                 said = self._ask(before, self.decoy, count)
                 listed = {each["id"]: each["logprob"] for each in said["top_logprobs"]}
                 if token in listed:
@@ -189,9 +202,7 @@ def obstacle(here: Machine) -> Obstacle | None:
     return None if llama_server.has_metal() else devices.no_metal("llama.cpp", here)
 
 
-def _resolved(saved: list[int], last_id: int | None, count: int) -> list[int]:
-    """The `count` ids: llama.cpp saves a token when it has worked on it, so the last one may be missing."""
-    found = saved if last_id is None else [*saved[: count - 1], last_id]
-    if len(found) < count:
-        raise KitError("llama.cpp's saved tokens could not be read.", "please report it, with the prompt")
-    return found[:count]
+def _up_to_the_first(ends: Sequence[int], ids: list[int]) -> list[int]:
+    """The ids up to and with the first end token among them."""
+    place = next((place for place, one in enumerate(ids) if one in ends), len(ids))
+    return ids[: place + 1]

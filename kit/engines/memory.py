@@ -44,6 +44,11 @@ def release_code() -> None:
             advise(start, end - start, MADV_DONTNEED)
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there was no memory left, in a library's words."""
+    return isinstance(error, MemoryError) or any(word in str(error) for word in ("out of memory", "can't allocate"))
+
+
 def peak_rss_bytes() -> int:
     """The most resident memory that this process has held so far, in bytes.
 

@@ -6,11 +6,14 @@ the CPU first and copy: that is the memory pressure that the kit's origin measur
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
+import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +24,13 @@ from kit.engines.request import Request
 from kit.environment.machine import Machine
 from kit.errors import Command, KitError
 from kit.formats import llama, safetensors
-from kit.models import folder as model_folder
+from kit.models import examine
+from kit.models.examine import Examination
 from kit.models.registry import Model
 
 if TYPE_CHECKING:
     import torch
+    from tokenizers import Tokenizer
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}  # bytes of a number
@@ -47,10 +52,9 @@ class TorchEngine(Engine):
 
     def choose(self, device: str, number_format: str) -> Device:
         devices.require_known("DTYPE", number_format, FORMATS)
-        checkpoint = model_folder.checkpoint_dtype(self.model)
         name, reason = devices.choose(device, obstacle)
         if number_format == "auto":
-            return Device(name, checkpoint, reason, "the checkpoint's own")
+            return Device(name, self.examined.dtype, reason, "the checkpoint's own")
         return Device(name, number_format, reason, "asked for")
 
     @abstractmethod
@@ -73,20 +77,22 @@ class TorchEngine(Engine):
         """How transformers is told the number format and the device."""
         return {"dtype": self.device.number_format, "device_map": {"": self.device.name}}
 
+    @property
+    def backend(self) -> Tokenizer:
+        backend: Tokenizer = self.tokenizer.backend_tokenizer
+        return backend
+
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer(text)["input_ids"]
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(list(ids)))
-
     def weights_bytes(self) -> int:
-        checkpoint = WIDTHS.get(model_folder.checkpoint_dtype(self.model), 2)
-        return int(self.model.weights * WIDTHS[self.device.number_format] / checkpoint)
+        tensors = safetensors.read_headers(examine.weights(self.model))
+        return sum(tensor.count for tensor in tensors.values()) * WIDTHS[self.device.number_format]
 
     def bytes_per_token(self) -> int:
         width = WIDTHS[self.device.number_format]
-        tensors = safetensors.read_headers(model_folder.weights(self.model))
+        tensors = safetensors.read_headers(examine.weights(self.model))
         return llama.bytes_per_token({name: tensor.count * width for name, tensor in tensors.items()})
 
     def import_libraries(self) -> None:
@@ -95,31 +101,64 @@ class TorchEngine(Engine):
     def load(self, context: int) -> None:
         self.import_libraries()
         asked = self.device.number_format
-        converts = asked != model_folder.checkpoint_dtype(self.model)
+        converts = asked != self.examined.dtype
         if self.device.name == "mps" and converts:
             # Converting while loading in parallel can crash on MPS: huggingface/transformers#48029.
             os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
         memory.release_code()
         with memory.read_tensor_by_tensor() if converts and self.device.name == "cpu" else nullcontext():
-            self.loaded = self.open()
-        ran = str(self.loaded.dtype).removeprefix("torch.")
-        if ran != asked:
-            raise KitError(f"{asked} was asked for, and {self.model.name} was loaded in {ran}.", "please report it")
+            self.loaded = self._opened()
+        self._hold_against_request()
         if self.device.name == "mps":
             import torch
 
             # The GPU works on after the calls have returned: a load ends when it is done, and so does its time.
             torch.mps.synchronize()
 
+    def _opened(self) -> PreTrainedModel:
+        """What `open` gives; what transformers refuses, or reports of what it read, is an error."""
+        with loading_reports() as reports:
+            try:
+                loaded = self.open()
+            except KitError:
+                raise
+            except Exception as error:
+                if memory.ran_out(error):
+                    raise
+                raise self._refused(reports or [str(error)]) from error
+        if reports:
+            raise self._refused(reports)
+        return loaded
+
+    def _refused(self, reports: list[str]) -> KitError:
+        words = " ".join(" ".join(reports).split())[:500]
+        return KitError(f"transformers does not load {self.model.name} as it is meant: {words}", "please report it")
+
+    def _hold_against_request(self) -> None:
+        """Raises KitError where other numbers are loaded, or elsewhere, than was asked for."""
+        asked = self.device.number_format, self.device.name
+        for tensor in self.loaded.parameters():
+            ran = str(tensor.dtype).removeprefix("torch."), tensor.device.type
+            if ran != asked:
+                which = zip(asked, ran, strict=True)
+                wanted, got = next((one, other) for one, other in which if one != other)
+                what = f"{wanted} was asked for, and {self.model.name} was loaded in {got}."
+                raise KitError(what, "please report it")
+
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
         import torch
 
-        self.fit(request)
-        stream = TokenStream(self.tokenizer, on_text)
+        prompt_ids = self.fit(request)
+        stream = TokenStream(self, prompt_ids, on_text)
         torch.manual_seed(request.seed)
-        self.complete(request, generation_config(request, self.loaded.generation_config), stream)
+        config = generation_config(request, self.examined)
+        # generate() fills what a config leaves open from the model's own, which changes what was asked for.
+        self.loaded.generation_config = copy.deepcopy(config)
+        self.complete(request, config, stream)
+        if stream.prompt_ids != prompt_ids:
+            raise KitError(f"transformers was given the prompt, and took {stream.prompt_ids}.", "please report it")
         times = stream.times
-        return Generated(stream.prompt_ids or [], stream.token_ids, stream.text, times[0], 1, times[-1])
+        return Generated(prompt_ids, stream.token_ids, stream.text, times[0], 1, times[-1])
 
     def logprobs(self, ids: Sequence[int], first: int) -> list[Position]:
         return measure(self.loaded, ids, first)
@@ -176,24 +215,57 @@ def measure(model: PreTrainedModel, ids: Sequence[int], first: int) -> list[Posi
     return [Position(*row) for row in zip(*columns, strict=True)]
 
 
-def generation_config(request: Request, own: GenerationConfig) -> GenerationConfig:
-    """Greedy, or sampling from the whole distribution. The model's own sampling defaults (Llama: 0.6, top-p 0.9) are
-    left out on purpose: what was asked for is what runs."""
+def generation_config(request: Request, examined: Examination) -> GenerationConfig:
+    """Greedy, or sampling from the whole distribution, until one of the model's end tokens: what was asked for, whole.
+
+    Nothing is left open for a library to fill, neither from the model's own settings (Llama: 0.6, top-p 0.9) nor from
+    those of its makers: what was asked for is what runs.
+    """
     from transformers import GenerationConfig
 
-    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    ends = list(examined.ends)
     config = GenerationConfig(
-        max_new_tokens=request.max_new_tokens,
-        min_new_tokens=request.max_new_tokens if request.ignore_eos else None,
-        do_sample=request.temperature > 0,
-        bos_token_id=own.bos_token_id,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=ends[0] if own.pad_token_id is None else own.pad_token_id,
+        **{
+            **GenerationConfig._get_default_generation_params(),
+            "max_length": None,  # or it would warn that there are two
+            "max_new_tokens": request.max_new_tokens,
+            "min_new_tokens": request.max_new_tokens if request.ignore_eos else None,
+            "do_sample": request.temperature > 0,
+            "top_k": 0,
+            "bos_token_id": examined.begin,
+            "eos_token_id": ends or None,
+            # Of one prompt nothing is padded; generate() wants to know all the same.
+            "pad_token_id": examined.pad if examined.pad is not None else [*ends, 0][0],
+        }
     )
     if request.temperature > 0:
         # A logit divided by less than 1e-37 is infinite in float32. From 1e-5 down the likeliest token is certain.
-        config.temperature, config.top_k, config.top_p = max(request.temperature, 1e-5), 0, 1.0
+        config.temperature = max(request.temperature, 1e-5)
     return config
+
+
+@contextmanager
+def loading_reports() -> Iterator[list[str]]:
+    """What transformers reports of a checkpoint's tensors in the block (missing, unexpected, of another shape), as it
+    logs it; the screen does without."""
+    reports: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "LOAD REPORT" in record.getMessage():
+                reports.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
+
+    logger, handler = logging.getLogger("transformers.modeling_utils"), Keep()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield reports
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 # --- The tokens of one completion as they arrive ----------------------------------------------------------------------
@@ -206,11 +278,13 @@ class TokenStream:
     generate() hands over ids that it has copied to the CPU, so on MPS the clock is read after the GPU is done.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, prompt_ids: list[int], on_text: Callable[[str], None]) -> None:
         from tokenizers.decoders import DecodeStream
 
-        self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._engine = engine
+        # Behind the prompt: a decoder may drop the first blank of what it is given alone.
+        self._decoder = DecodeStream(prompt_ids, skip_special_tokens=True)
+        self._asked = prompt_ids
         self._on_text = on_text
         self.text = ""
         self.prompt_ids: list[int] | None = None
@@ -225,12 +299,14 @@ class TokenStream:
         for token_id in ids:
             self.times.append(time.perf_counter())
             self.token_ids.append(token_id)
-            self._say(self._decoder.step(self._tokenizer.backend_tokenizer, token_id))
+            self._say(self._decoder.step(self._engine.backend, token_id))
 
     def end(self) -> None:
         """Says what is left: the bytes of a character that the last token did not finish."""
-        whole = self._tokenizer.backend_tokenizer.decode(self.token_ids, skip_special_tokens=True)
-        self._say(whole[len(self.text) :])
+        whole = self._engine.continuation(self._asked, self.token_ids)
+        if whole.startswith(self.text):
+            self._say(whole[len(self.text) :])
+        self.text = whole
 
     def _say(self, piece: str | None) -> None:
         if piece:

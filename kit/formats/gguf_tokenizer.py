@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import KitError
-from kit.formats.llama import INSTEAD
 
 # tokenizer.ggml.token_type, as llama.h has it (LLAMA_TOKEN_TYPE_…).
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -39,15 +38,18 @@ def read(folder: Path, size: int) -> GgufTokenizer:
     said = json.loads(path.read_text(encoding="utf-8"))
     model = said["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
-        raise KitError(f"{path} is no byte-level BPE tokenizer, and the kit converts no other.", INSTEAD)
+        raise KitError(f"{path.name} is no byte-level BPE tokenizer, and the kit converts no other.")
     pre = _pre_tokenizer(said, path)
     tokens = [f"[UNUSED{token_id}]" for token_id in range(size)]
     types = [UNUSED] * size
+    # One beyond the rows is a token that the model has no numbers for.
     for token, token_id in model["vocab"].items():
-        tokens[token_id], types[token_id] = token, NORMAL
+        if token_id < size:
+            tokens[token_id], types[token_id] = token, NORMAL
     for added in said["added_tokens"]:
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+        if added["id"] < size:
+            tokens[added["id"]] = added["content"]
+            types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     special = _special(config, {token: token_id for token_id, token in enumerate(tokens)})
@@ -71,7 +73,7 @@ def _pre_tokenizer(said: dict[str, Any], path: Path) -> str:
         if steps[0].get("pattern") == {"Regex": LLAMA_3} and isolated and not steps[1]["use_regex"] and whole:
             return "llama-bpe"
     raise KitError(
-        f"{path} cuts text in a way that the kit has no name for in llama.cpp ({', '.join(map(str, kinds))}).", INSTEAD
+        f"{path.name} cuts text in a way that the kit has no name for in llama.cpp ({', '.join(map(str, kinds))})."
     )
 
 

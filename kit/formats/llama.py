@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.errors import Command, KitError
+from kit.errors import KitError
+from kit.formats import llama_config
 
 if TYPE_CHECKING:
     import numpy
@@ -27,42 +28,42 @@ LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 EMBEDDINGS = ("model.embed_tokens.weight", "token_embd.weight")
-INSTEAD = Command("run", METHOD="manual")  # of what cannot be converted
 HEADS = ("lm_head.weight", "output.weight")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises KitError for another architecture."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") != "llama" or config.get("attention_bias") or config.get("mlp_bias"):
-        raise KitError(
-            f"{folder / 'config.json'} is not of the Llama architecture without biases; the kit converts no other.",
-            INSTEAD,
-        )
-    return config
+    """The folder's config.json, with what transformers takes for what is not there. The model is examined already
+    (kit/models/examine.py)."""
+    return llama_config.completed(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def heads(config: dict[str, Any]) -> tuple[int, int, int]:
-    """How many heads ask, how many hold keys and values, and how many numbers each has."""
-    count: int = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // count
-    return count, config.get("num_key_value_heads", count), head_dim
+    """How many heads ask, how many hold keys and values, and how many numbers each has: of a completed config."""
+    return config["num_attention_heads"], config["num_key_value_heads"], config["head_dim"]
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a Llama model with tied embeddings, by transformers' names, in the order of names."""
+    """The shape of each tensor that a completed config asks for, by transformers' names, in the order of names."""
     hidden, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    found: dict[str, tuple[int, ...]] = {EMBEDDINGS[0]: (config["vocab_size"], hidden), "model.norm.weight": (hidden,)}
+    table = config["vocab_size"], hidden
+    expected: dict[str, tuple[int, ...]] = {EMBEDDINGS[0]: table, "model.norm.weight": (hidden,)}
+    if not config.get("tie_word_embeddings"):
+        expected[HEADS[0]] = table
+    attention = {"q": (queries, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, queries)}
+    mlp = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
     for layer in range(config["num_hidden_layers"]):
         start = f"model.layers.{layer}"
-        found |= {f"{start}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
-        found |= {f"{start}.mlp.{name}_proj.weight": (inner, hidden) for name in ("gate", "up")}
-        found[f"{start}.mlp.down_proj.weight"] = (hidden, inner)
-        found |= {f"{start}.self_attn.{name}_proj.weight": (keys, hidden) for name in ("k", "v")}
-        found[f"{start}.self_attn.q_proj.weight"] = (queries, hidden)
-        found[f"{start}.self_attn.o_proj.weight"] = (hidden, queries)
-    return dict(sorted(found.items()))
+        expected |= {f"{start}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")}
+        for part, projections, biased in (
+            ("self_attn", attention, config.get("attention_bias")),
+            ("mlp", mlp, config.get("mlp_bias")),
+        ):
+            for name, shape in projections.items():
+                expected[f"{start}.{part}.{name}_proj.weight"] = shape
+                if biased:
+                    expected[f"{start}.{part}.{name}_proj.bias"] = shape[:1]
+    return dict(sorted(expected.items()))
 
 
 def weight_name(name: str) -> str:
@@ -81,16 +82,21 @@ def tensor_names(tensors: Iterable[str], tied: bool) -> list[tuple[str, str]]:
     found = []
     for own in tensors:
         stem, end = own.rsplit(".", 1)
-        if own.endswith("rotary_emb.inv_freq") or (stem == "lm_head" and tied):
-            continue  # computed anew; and a copy of the embedding
+        if is_computed(own) or (stem == "lm_head" and tied):
+            continue  # the second is a copy of the embedding
         parts = stem.split(".", 3)
         if stem in tops:
             found.append(((-1, stem), f"{tops[stem]}.{end}", own))
         elif parts[:2] == ["model", "layers"] and len(parts) == 4 and parts[3] in layers:
             found.append(((int(parts[2]), parts[3]), f"blk.{parts[2]}.{layers[parts[3]]}.{end}", own))
         else:
-            raise KitError(f"the tensor {own} has no place in llama.cpp's Llama.", INSTEAD)
+            raise KitError(f"the tensor {own} has no place in llama.cpp's Llama.")
     return [(name, own) for _, name, own in sorted(found)]
+
+
+def is_computed(name: str) -> bool:
+    """True for a tensor that old checkpoints hold and every framework computes anew."""
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def permute(values: numpy.ndarray, heads: int) -> numpy.ndarray:
@@ -112,13 +118,9 @@ def unpermute(values: numpy.ndarray, heads: int) -> numpy.ndarray:
 
 
 def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """theta, and the scaling ({} for none), from either spelling of config.json. Raises KitError for another kind."""
-    said = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(said.pop("rope_theta", None) or config.get("rope_theta") or 10000.0)
-    kind = said.get("rope_type") or said.get("type") or "default"
-    if kind not in ("default", "llama3"):
-        raise KitError(f"RoPE scaling of the kind {kind!r} is not what the kit converts.", INSTEAD)
-    return theta, said if kind == "llama3" else {}
+    """theta, and the scaling ({} for none) of an examined config."""
+    kind, settings = llama_config.rope(config)
+    return float(settings["rope_theta"]), settings if kind == "llama3" else {}
 
 
 def rope_freqs(theta: float, scaling: dict[str, Any], head_dim: int) -> numpy.ndarray:

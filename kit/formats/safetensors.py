@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
+LONGEST_HEADER = 100_000_000  # bytes: the safetensors library's own limit
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,57 @@ class Tensor:
         """How many numbers it has."""
         return math.prod(self.shape)
 
+    @property
+    def size(self) -> int:
+        """How many bytes."""
+        return self.count * WIDTHS[self.dtype]
+
 
 def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
     """Every tensor by name. Raises KitError for a file that is none, and for a number format other than the three."""
-    found = {}
+    tensors: dict[str, Tensor] = {}
     for path in paths:
         try:
             with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
-        except (OSError, ValueError, struct.error) as error:
-            raise KitError(f"{path} is not a safetensors file ({error}).", Command("doctor")) from error
-        for name, entry in header.items():
+                head = file.read(8)
+                tensors |= parse(path, head, file.read(header_length(path, head)))
+        except OSError as error:
+            raise _no_safetensors(path, error) from error
+    return tensors
+
+
+def header_length(path: Path, head: bytes) -> int:
+    """How many bytes of header follow the first 8. Raises KitError."""
+    try:
+        (length,) = struct.unpack("<Q", head)
+    except struct.error as error:
+        raise _no_safetensors(path, error) from error
+    if not 2 <= length <= LONGEST_HEADER:
+        raise _no_safetensors(path, f"a header of {length} bytes")
+    return int(length)
+
+
+def parse(path: Path, head: bytes, header: bytes) -> dict[str, Tensor]:
+    """The tensors of a file by its first 8 bytes and its header. Raises KitError as `read_headers` does."""
+    start = 8 + header_length(path, head)
+    tensors = {}
+    try:
+        for name, entry in json.loads(header).items():
             if name == "__metadata__":
                 continue
             if entry["dtype"] not in WIDTHS:
-                raise KitError(f"{path} holds {name} in {entry['dtype']}; the kit reads {', '.join(WIDTHS)}.")
-            offset = 8 + length + entry["data_offsets"][0]
-            found[name] = Tensor(path, entry["dtype"], tuple(entry["shape"]), offset)
-    return found
+                raise KitError(f"{path.name} holds {name} in {entry['dtype']}; the kit reads {', '.join(WIDTHS)}.")
+            tensor = Tensor(path, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0])
+            if tensor.size != entry["data_offsets"][1] - entry["data_offsets"][0]:
+                raise ValueError(f"{name} has another size than its shape")
+            tensors[name] = tensor
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _no_safetensors(path, error) from error
+    return tensors
+
+
+def _no_safetensors(path: Path, why: object) -> KitError:
+    return KitError(f"{path} is not a safetensors file ({why}).", Command("doctor"))
 
 
 class SafetensorsFile:

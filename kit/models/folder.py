@@ -133,22 +133,3 @@ def _read_stamp(model: Model) -> Stamp:
         return {path: tuple(facts) for path, facts in stamp.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
-
-
-def checkpoint_dtype(model: Model) -> str:
-    """The number format that the weights were saved in, as torch names it."""
-    config = json.loads((model.folder / "config.json").read_text(encoding="utf-8"))
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
-
-
-def end_tokens(model: Model) -> set[int]:
-    """The ids that end a text, as for the other methods. (llama.cpp ends at more: it goes on after those.)"""
-    path = model.folder / "generation_config.json"
-    said = json.loads((path if path.exists() else model.folder / "config.json").read_text(encoding="utf-8"))
-    ids = said.get("eos_token_id")
-    return set(ids if isinstance(ids, list) else [] if ids is None else [ids])
-
-
-def weights(model: Model) -> list[Path]:
-    """The safetensors files."""
-    return [model.folder / file.path for file in model.files if file.path.endswith(".safetensors")]

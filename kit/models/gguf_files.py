@@ -13,6 +13,8 @@ from kit.errors import Command, WrongUsage
 from kit.files import Progress, beside, sha256, silent, staged
 from kit.formats import llama, to_gguf
 from kit.formats.gguf import GgufFile
+from kit.formats.llama_config import LLAMACPP
+from kit.models import examine
 from kit.models import folder as model_folder
 from kit.models.registry import Model
 
@@ -87,6 +89,7 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
     model_folder.check(model)
     if is_here(model, quant):
         return False
+    examine.require(model, LLAMACPP)
     what = f"writing {quant.path.name}"
     wait = partial(on_progress, f"waiting for another process: {what}", 0)
     again = (Command("gguf", MODEL=model.name, QUANT=quant.name),)
@@ -95,7 +98,7 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
         if place is None:
             return False
         quant.stamp.unlink(missing_ok=True)
-        weights = model_folder.weights(model)
+        weights = examine.weights(model)
         to_gguf.convert(model.folder, weights, model.title, quant.name, place, partial(on_progress, what))
         digest = sha256(place)
         place.replace(quant.path)
@@ -105,14 +108,16 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
 
 def size(model: Model, quant: Quant) -> int:
     """The file's bytes; of one that is not written yet, about as many as it will have."""
-    return quant.path.stat().st_size if quant.path.exists() else int(model.weights * SHARES.get(quant.name, 1))
+    if quant.path.exists():
+        return quant.path.stat().st_size
+    return int(examine.weights_bytes(model) * SHARES.get(quant.name, 1))
 
 
 def bytes_per_token(model: Model, quant: Quant) -> int:
     """Bytes of weights that each new token reads; of a file that is not written yet, too."""
     if quant.path.exists():
         return llama.bytes_per_token(GgufFile(quant.path).sizes())
-    return llama.bytes_per_token(to_gguf.sizes(model.folder, model_folder.weights(model), quant.name))
+    return llama.bytes_per_token(to_gguf.sizes(model.folder, examine.weights(model), quant.name))
 
 
 def digest(quant: Quant, model: Model) -> str:
