@@ -20,7 +20,7 @@ def add_model(repo: str | None, revision: str, name: str | None) -> None:
     """
     if not repo or not name:
         raise WrongUsage("REPO and NAME are both needed.", Command("add-model", REPO="owner/name", NAME="short"))
-    model = new_model.describe(repo, revision, name)
+    model = new_model.describe(repo, revision, name, lambda text: cli.note(f"note: {text}"))
     new_model.append(model)
     cli.result(new_model.section(model))
     cli.note(f"{name} is in env/models.toml: {model.kind}, {model.size / 1e9:.2f} GB, at {model.revision[:12]}")

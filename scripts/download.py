@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from kit.errors import Command
+from kit.formats import llama_config
 from kit.hub import download as model_download
-from kit.models import registry
+from kit.models import examine, registry
 from scripts import cli
 from scripts.options import takes
 from scripts.progress import ProgressLine
@@ -28,7 +28,13 @@ def download(model: str) -> None:
         fetched = model_download.download(found, progress, progress.note)
     state = "is here" if fetched else "was here already"
     cli.note(f"{model} {state}: {found.size / 1e9:.2f} GB in models/{model}/, every sha256 as pinned")
-    cli.next_step(Command("run", MODEL=model))
+    examined = examine.examination(found)
+    for note in examined.notes:
+        cli.note(f"note: {note}")
+    for framework in llama_config.ALL:
+        if against := examined.against(framework):
+            cli.note(f"warning: {framework} cannot run it: {'; '.join(against)}")
+    cli.next_step(*examine.how_to_run(found))
 
 
 if __name__ == "__main__":

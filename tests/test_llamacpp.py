@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import subprocess
@@ -18,7 +19,7 @@ from kit.engines.request import Request
 from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
-from kit.models import folder as model_folder
+from kit.models import examine, registry
 from kit.paths import ROOT
 
 MARK = "The capital of France is"
@@ -120,7 +121,8 @@ def test_a_text_ends_where_the_models_own_settings_end_it(complete, monkeypatch)
     chat = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
     ended = complete(chat, max_new_tokens=60)
     assert ended.token_ids[-1] == 2
-    monkeypatch.setattr(model_folder, "end_tokens", lambda model: set())
+    endless = dataclasses.replace(examine.examination(registry.find("starter")), ends=())
+    monkeypatch.setattr(examine, "examination", lambda model: endless)
     further = complete(chat, max_new_tokens=60)
     assert further.new_tokens == 60
     assert further.token_ids[: ended.new_tokens] == ended.token_ids

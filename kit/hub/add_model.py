@@ -5,30 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit import paths
 from kit.errors import Command, KitError, WrongUsage
 from kit.files import beside, locked
+from kit.formats import llama_config, safetensors
+from kit.formats.safetensors import Tensor
 from kit.hub import client as hub
 from kit.hub import download
 from kit.hub import errors as hub_errors
 from kit.hub.client import Token
-from kit.models import registry
+from kit.models import examine, registry
 from kit.models.registry import Model, ModelFile
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
 
-# What inference needs, at the top of the repository: no second copy of the weights in a folder (Llama's original/).
+# What inference needs, at the top of the repository: no second copy of the weights in a folder (Llama's original/). Of
+# the weights those that make up the model (examine.weight_files).
 WANTED = [
-    *("*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json"),
+    *("model.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
 ]
 LICENCES = ["LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*", "Notice*"]
+HEADER = 1 << 16  # bytes: what most headers fit into (1B: 17 KB)
 REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
@@ -63,11 +71,12 @@ def check_names(repo_id: str, name: str) -> None:
         raise WrongUsage(f"env/models.toml has a model {name} already.", "take another NAME, or remove its section")
 
 
-def describe(repo_id: str, revision: str, name: str) -> Model:
+def describe(repo_id: str, revision: str, name: str, on_note: Callable[[str], None] = lambda text: None) -> Model:
     """Asks the Hub for the repository's files at `revision` (a branch is pinned to the commit that it is at now).
 
-    Large files have their sha256 on the Hub; the small ones are fetched and checked against their git blob ids.
-    Raises KitError.
+    Large files have their sha256 on the Hub; the small ones are fetched and checked against their git blob ids. The
+    model is examined by them and by the headers of its weights, before gigabytes are fetched; `on_note` gets what only
+    one of the frameworks cannot run. Raises KitError, also for what none can.
     """
     check_names(repo_id, name)
     token = hub.find_token() if hub.is_trusted(hub.endpoint()) else None
@@ -82,38 +91,90 @@ def describe(repo_id: str, revision: str, name: str) -> Model:
         tree = [entry for entry in listed if isinstance(entry, RepoFile)]
     card = dict(vars(info.card_data)) if info.card_data else {}
     licence = str(card.get("license_name") or card.get("license") or "unknown: see its page")
-    files, contents = _files(replace(bare, revision=commit), tree, token)
-    config = json.loads(contents.get("config.json", b"{}"))
-    if not any(file.path.endswith(".safetensors") for file in files) or "max_position_embeddings" not in config:
+    source = Repository(replace(bare, revision=commit), tree, token)
+    examined = examine.examine(source)
+    against = [objection.text for objection in examined.objections if objection.frameworks == llama_config.ALL]
+    if against:
         raise KitError(
-            f"{repo_id} is not a model that the kit can run: no safetensors weights, or no config.json with a context.",
-            "look for a repository of the Llama architecture with model.safetensors",
+            f"{repo_id} is not a model that the kit can run: {'; '.join(against)}.",
+            "look for a repository of the Llama architecture with model.safetensors and tokenizer.json",
         )
-    instruct = b"chat_template" in contents.get("tokenizer_config.json", b"") or "instruct" in repo_id.lower()
+    for objection in examined.objections:
+        on_note(f"{' and '.join(objection.frameworks)} cannot run it: {objection.text}")
+    for note in examined.notes:
+        on_note(note)
     licences = tuple(entry.path for entry in tree if _matches(entry.path, LICENCES))
     return replace(
         bare,
-        kind="instruct" if instruct else "base",
+        kind="instruct" if source.has_chat_template() else "base",
         licence=licence,
         revision=commit,
         gated=bool(info.gated),
-        context=config["max_position_embeddings"],
-        files=tuple(files),
+        context=source.context(),
+        files=tuple(source.files(examined.weights)),
         licence_files=licences,
     )
 
 
-def _files(model: Model, tree: list[RepoFile], token: Token | None) -> tuple[list[ModelFile], dict[str, bytes]]:
-    """The files that inference needs, the largest first, and the content of the small ones."""
-    files, contents = [], {}
-    for entry in sorted(tree, key=lambda entry: -entry.size):
-        if not _matches(entry.path, WANTED):
-            continue
-        if not entry.lfs:
-            contents[entry.path] = download.small_file(model, entry.path, entry.size, entry.blob_id, token)
-        digest = entry.lfs.sha256 if entry.lfs else hashlib.sha256(contents[entry.path]).hexdigest()
-        files.append(ModelFile(entry.path, entry.size, digest))
-    return files, contents
+@dataclass(frozen=True)
+class Repository:
+    """A repository of the Hub at a commit, as what is examined: small files whole, of the weights the headers."""
+
+    model: Model
+    tree: list[RepoFile]
+    token: Token | None
+
+    @cached_property
+    def entries(self) -> dict[str, RepoFile]:
+        """What inference may need, by name."""
+        return {entry.path: entry for entry in self.tree if _matches(entry.path, [*WANTED, "*.safetensors"])}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Where an index says which the weights are, the one file is none of them."""
+        return frozenset(self.entries) - ({examine.SINGLE} if examine.INDEX in self.entries else set())
+
+    @cached_property
+    def _contents(self) -> dict[str, bytes]:
+        return {}
+
+    def read(self, name: str) -> bytes | None:
+        entry = self.entries.get(name)
+        if entry is None or entry.lfs:
+            return None
+        if name not in self._contents:
+            content = download.small_file(self.model, entry.path, entry.size, entry.blob_id, self.token)
+            self._contents[name] = content
+        return self._contents[name]
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        path = Path(name)
+        start = download.beginning(self.model, name, HEADER, self.token)
+        length = 8 + safetensors.header_length(path, start[:8])
+        if length > len(start):
+            start = download.beginning(self.model, name, length, self.token)
+        return safetensors.parse(path, start[:8], start[8:length])
+
+    def same(self, one: Tensor, other: Tensor) -> bool:
+        return True  # download looks
+
+    def files(self, weights: Iterable[str]) -> list[ModelFile]:
+        """The files to pin, the largest first. A small one's sha256 is of its content."""
+        pinned = []
+        for entry in sorted(self.tree, key=lambda entry: -entry.size):
+            if entry.path not in weights and not _matches(entry.path, WANTED):
+                continue
+            digest = entry.lfs.sha256 if entry.lfs else hashlib.sha256(self.read(entry.path) or b"").hexdigest()
+            pinned.append(ModelFile(entry.path, entry.size, digest))
+        return pinned
+
+    def has_chat_template(self) -> bool:
+        settings = json.loads(self.read("tokenizer_config.json") or b"{}")
+        return any(name.startswith("chat_template") for name in self.names) or bool(settings.get("chat_template"))
+
+    def context(self) -> int:
+        context: int = llama_config.completed(json.loads(self.read("config.json") or b"{}"))["max_position_embeddings"]
+        return context
 
 
 def _matches(path: str, patterns: list[str]) -> bool:

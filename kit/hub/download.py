@@ -172,3 +172,22 @@ def small_file(model: Model, path: str, size: int, blob_id: str, token: Token | 
         what = f"{path} of {model.name}"
         raise KitError(f"{what} is not the file that the Hub lists (git blob {blob_id[:12]}…).", "try again")
     return content
+
+
+def beginning(model: Model, path: str, size: int, token: Token | None) -> bytes:
+    """The first `size` bytes of a file, however large it is. Raises KitError."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils._http import hf_raise_for_status
+
+    content = b""
+    with hub.session(), hub_errors.about(model):
+        headers = build_hf_headers(token=token.value if token else False) | {"Range": f"bytes=0-{size - 1}"}
+        headers["Accept-Encoding"] = "identity"
+        with get_session().stream("GET", address(model, path), headers=headers, follow_redirects=True) as response:
+            hf_raise_for_status(response)
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) >= size:  # a server that takes no notice of the range
+                    break
+    return content[:size]

@@ -122,15 +122,18 @@ def require(model: Model, framework: str) -> Examination:
     result = examination(model)
     against = result.against(framework)
     if against:
-        raise KitError(f"{model.name} cannot be run with {framework}: {'; '.join(against)}.", *_instead(model, result))
+        raise KitError(f"{model.name} cannot be run with {framework}: {'; '.join(against)}.", *how_to_run(model))
     return result
 
 
-def _instead(model: Model, result: Examination) -> Hint:
-    for framework, method in METHODS.items():
-        if not result.against(framework):
-            return Command("run", METHOD=method, MODEL=model.name), f"  ({framework} can)"
-    return "no method can run these files; another model: ", Command("run", MODEL="starter")
+def how_to_run(model: Model) -> Hint:
+    """What to type for a completion: the method that can run the model, if only one can, and the starter if none."""
+    able = [framework for framework in METHODS if not examination(model).against(framework)]
+    if len(able) == len(METHODS):
+        return (Command("run", MODEL=model.name),)
+    if able:
+        return (Command("run", METHOD=METHODS[able[0]], MODEL=model.name),)
+    return (Command("run", MODEL="starter"), "  (no method can run these files)")
 
 
 def weights(model: Model) -> list[Path]:
