@@ -41,7 +41,8 @@ def pinned(folder: Path, without: tuple[str, ...] = ()) -> Model:
 def change(path: Path, **values: Any) -> None:
     """Writes values into a JSON file; None takes a key out."""
     content = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({key: value for key, value in {**content, **values}.items() if value is not None}))
+    kept = {key: value for key, value in {**content, **values}.items() if key not in values or value is not None}
+    path.write_text(json.dumps(kept))
 
 
 def reshape(folder: Path, altered: dict[str, torch.Tensor | None]) -> None:
