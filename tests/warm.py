@@ -1,5 +1,5 @@
-"""Verbs in processes that have their libraries already: torch and transformers (0.5 s where each would take 2.5), or what
-the Hub's client stands on (0.1 s in place of 0.4).
+"""Verbs in processes that have their libraries already: torch and transformers (0.5 s where each would take 2.5), or
+what the Hub's client stands on (0.1 s in place of 0.4).
 
 A server imports the libraries once and forks a process for each verb that it is asked for: with a working folder, an
 environment, streams and an exit status of its own, and the modules of the kit in that folder. What a test is about how
