@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -179,12 +180,31 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
+# Modules that share something costly or the one engine; each other module is a group of its own.
+GROUPS = {
+    **dict.fromkeys(("test_docker_download", "test_docker_image", "test_docker_run"), "engine"),
+    **dict.fromkeys(("test_room", "test_workshop"), "room"),
+}
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests go by group (make test-slow), a group stays on one worker, so that what it shares is made once.
+
+    xdist's own loadgroup writes the marks of groups where pytest 9 no longer reads them.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = Path(nodeid.partition("::")[0]).stem
+            return GROUPS.get(module, module)
+
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        # Where tests go by group (make test-slow), a module is one, unless it says otherwise.
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
     marked = [item for item in items if item.get_closest_marker("mps")]
     obstacle = devices.mps_obstacle(machine.this(), torch_engine.obstacle) if marked else None
     for item in marked:

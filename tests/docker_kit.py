@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,13 +44,6 @@ BUILT: set[str] = set()
 def tidy_engine() -> Iterator[None]:
     """A real engine; the images that the block builds are removed at its end, but for that of the source as it is."""
     require_engine()
-    with (Path(tempfile.gettempdir()) / "base-model-kit-tests-engine.lock").open("w") as lock:
-        # The workers of a run share the engine, and a tag is the same for the same source: one module at a time.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield from _tidy()
-
-
-def _tidy() -> Iterator[None]:
     latest = image()
     BUILT.clear()
     try:

@@ -15,7 +15,7 @@ from tests.docker_kit import containers, docker, tidy_engine, verb
 from tests.hub import Account, MisbehavingHub, serve_folder, tiny_model
 from tests.hub_kit import TOKEN, HubKit, hub_kit, section
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]  # they share what `latest` names
+pytestmark = pytest.mark.slow
 
 # The container shares this machine's network for the test: the Hub listens on loopback.
 ON_LOOPBACK = "services:\n  download:\n    network_mode: host\n"

@@ -15,7 +15,7 @@ from kit.paths import ROOT
 from tests.conftest import clean_environment, copy_kit, run_command
 from tests.docker_kit import compose, docker, image, tidy_engine, verb
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]  # they share what `latest` names
+pytestmark = pytest.mark.slow
 
 BOUND = 1_250_000_000  # bytes over the base, on x86_64, with what later versions of the kit add
 

@@ -17,7 +17,7 @@ from tests.conftest import clean_environment, own_file, run_command
 from tests.docker_kit import compose, containers, image, tidy_engine, verb
 from tests.test_run import KEYS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("engine")]  # they share what `latest` names
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -186,7 +186,7 @@ def test_bf16_keeps_every_bit_and_permutes_the_heads_alone(starter, converted):
         assert numpy.array_equal(values, as_float32(source.bits(llama.weight_name(name)))), name
 
 
-@pytest.mark.parametrize(("quant", "kind"), [("q8_0", "Q8_0"), ("q4_0", "Q4_0")])
+@pytest.mark.parametrize(("quant", "kind"), [pytest.param("q8_0", "Q8_0", marks=pytest.mark.slow), ("q4_0", "Q4_0")])
 def test_the_blocks_are_the_gguf_packages_own(quant, kind, starter, converted):
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize, quantize

@@ -32,6 +32,7 @@ def verdict(starter, short):
     return judge
 
 
+@pytest.mark.slow
 def test_the_starters_own_file_is_within_the_tolerance(verdict):
     found = verdict()
     assert found.ok, found.faults

@@ -19,7 +19,7 @@ from tests.bundle_kit import sha256
 from tests.conftest import copy_kit, run_command
 from tests.real_room import RealBundle, isolated, real, require_isolation, serve
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("room")]
+pytestmark = pytest.mark.slow
 __all__ = ["real"]
 
 BIN = Path(sys.executable).parent

@@ -67,7 +67,6 @@ def fresh_clone(bundle: RealBundle, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("room")
 def test_what_an_attendee_types_at_home_works_in_a_fresh_clone(bundle, tmp_path):
     done = run_command(["sh", "-e", "-c", ATTENDEES[0]], cwd=fresh_clone(bundle, tmp_path), timeout=600)
     assert done.status == 0, done.err
@@ -75,7 +74,6 @@ def test_what_an_attendee_types_at_home_works_in_a_fresh_clone(bundle, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("room")
 @pytest.mark.parametrize("commands", ATTENDEES[1:])
 def test_what_an_attendee_types_in_the_room_works_in_a_fresh_clone(bundle, tmp_path, commands):
     require_isolation()
@@ -101,7 +99,6 @@ def test_what_an_attendee_types_in_the_room_works_in_a_fresh_clone(bundle, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("room")
 def test_what_the_organiser_types_works(bundle):
     (commands,) = (commands for who, commands in BLOCKS if who == "the organiser")
     made = run_command(["sh", "-e", "-c", commands], cwd=bundle.clone, timeout=600)

@@ -1,10 +1,12 @@
-"""Verbs in processes that have torch and transformers already: 0.5 s where each would take 2.5.
+"""Verbs in processes that have their libraries already: torch and transformers (0.5 s where each would take 2.5), or
+what the Hub's client stands on (0.1 s in place of 0.4).
 
 A server imports the libraries once and forks a process for each verb that it is asked for: with a working folder, an
 environment, streams and an exit status of its own, and the modules of the kit in that folder. What a test is about how
 a process starts (its locale, closed streams, signals, PYTHONPATH) starts one itself.
 
-`python tests/warm.py SOCKET run …` is `python -m scripts.run …` by the server at that socket.
+`python tests/warm.py SOCKET run …` is `python -m scripts.run …` by the server at that socket, which
+`python tests/warm.py SOCKET serve KIND` is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import importlib
 import json
 import os
 import runpy
@@ -27,15 +30,29 @@ from pathlib import Path
 IMPORTS = Path(__file__).parents[1] / "kit" / "engines" / "imports.py"
 
 
-def serve(path: str) -> None:
-    """Until whoever started it closes its standard input."""
+def import_torch() -> None:
     # It imports its neighbours; and a thread that watches the processors would not be there behind a fork.
     sys.path.insert(0, str(IMPORTS.parents[2]))
     os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")
     runpy.run_path(str(IMPORTS))["import_all"]()
     sys.path.pop(0)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "kit"]:
-        del sys.modules[name]  # a verb takes those of its own folder
+    forget("kit")  # a verb takes those of its own folder
+
+
+def import_hub() -> None:
+    for name in ("click", "dotenv", "tqdm", "huggingface_hub.hf_api"):
+        importlib.import_module(name)
+    forget("huggingface_hub")  # it reads its settings as it is imported
+
+
+def forget(package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]
+
+
+def serve(path: str, kind: str) -> None:
+    """Until whoever started it closes its standard input."""
+    {"torch": import_torch, "hub": import_hub}[kind]()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -112,9 +129,13 @@ def ask(
         return int(connection.recv(16))
 
 
-VERBS = ("scripts.run", "scripts.verify")
 # What a process reads while it starts, or the libraries while they are imported.
-READ_AT_THE_START = ("PYTHON", "LANG", "LC_", "LD_", "OMP_", "HF_", "KIT_DEBUG")
+READ_AT_THE_START = ("PYTHON", "LANG", "LC_", "LD_")
+KINDS = {
+    **dict.fromkeys(("run", "verify"), ("torch", (*READ_AT_THE_START, "OMP_", "HF_", "KIT_DEBUG"))),
+    **dict.fromkeys(("login", "logout", "download", "add_model", "bundle", "doctor"), ("hub", READ_AT_THE_START)),
+    **dict.fromkeys(("compare", "readiness"), ("hub", READ_AT_THE_START)),
+}
 
 
 def command(words: list[str], environment: dict[str, str]) -> list[str]:
@@ -122,19 +143,20 @@ def command(words: list[str], environment: dict[str, str]) -> list[str]:
 
     On a Mac every verb has a process of its own: a fork of one that has loaded the system's frameworks is killed there.
     """
-    verb = words[2] if words[:2] == [sys.executable, "-m"] else ""
-    if verb not in VERBS or sys.platform != "linux" or any(name.startswith(READ_AT_THE_START) for name in environment):
+    verb = words[2].removeprefix("scripts.") if words[:2] == [sys.executable, "-m"] else ""
+    kind, early = KINDS.get(verb, ("", ()))
+    if not kind or sys.platform != "linux" or any(name.startswith(early) for name in environment):
         return words
-    return [sys.executable, "-I", "-S", __file__, server(), verb.removeprefix("scripts."), *words[3:]]
+    return [sys.executable, "-I", "-S", __file__, server(kind), verb, *words[3:]]
 
 
 @functools.cache
-def server() -> str:
+def server(kind: str) -> str:
     """The path of this process's own server's socket, started at the first use; it ends with this process."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     started = subprocess.Popen(
-        [sys.executable, __file__, f"{folder}/socket", "serve"],
+        [sys.executable, __file__, f"{folder}/socket", "serve", kind],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -146,7 +168,7 @@ def server() -> str:
 
 if __name__ == "__main__":
     if sys.argv[2] == "serve":
-        serve(sys.argv[1])
+        serve(sys.argv[1], sys.argv[3])
     where, verb, *arguments = sys.argv[1:]
     status = ask(where, verb, arguments, str(Path.cwd()), dict(os.environ), [0, 1, 2])
     if status < 0:
