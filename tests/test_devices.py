@@ -6,6 +6,7 @@ torch.backends.mps: what is above that boundary is real. tests/test_mps.py holds
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -16,7 +17,7 @@ from kit.engines.methods import ManualEngine
 from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
-from kit.models import folder as model_folder
+from kit.models import examine
 from scripts.hints import words
 
 
@@ -111,7 +112,8 @@ def test_cpu_asks_nothing_about_the_machine(monkeypatch):
 
 @pytest.mark.parametrize("checkpoint", ["bfloat16", "float32"])
 def test_dtype_auto_is_the_checkpoints_own(checkpoint, starter, monkeypatch):
-    monkeypatch.setattr(model_folder, "checkpoint_dtype", lambda model: checkpoint)
+    examined = dataclasses.replace(examine.examination(starter), dtype=checkpoint)
+    monkeypatch.setattr(examine, "examination", lambda model: examined)
     chosen = ManualEngine(starter, "cpu").device
     assert (chosen.number_format, chosen.format_reason) == (checkpoint, "the checkpoint's own")
 
