@@ -40,9 +40,11 @@ export KIT_TYPED
 
 # The environment is what the lock says, under every locale and whatever else is active.
 export PYTHONUTF8 := 1
-unexport PYTHONPATH PYTHONHOME CDPATH
-# Some machines set it; then every run compiles torch and transformers anew (7 s).
-unexport PYTHONDONTWRITEBYTECODE
+# What other programs export and what would decide about the kit; `!` marks what may stay.
+foreign := $(shell awk -F '[|]' '/^[A-Z]/ { gsub(/[*]/, "%"); print $$1; n = split($$2, kept, " "); \
+  for (i = 1; i <= n; i++) print "!" kept[i] }' env/foreign.txt)
+cleared := $(filter-out $(patsubst !%,%,$(filter !%,$(foreign))),$(filter $(filter-out !%,$(foreign)),$(.VARIABLES)))
+$(foreach name,$(cleared),$(eval unexport $(name)))
 
 starter := models/starter/.verified.json
 

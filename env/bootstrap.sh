@@ -89,9 +89,6 @@ fi
 is_ready && exit 0 # the other one has done it
 find_python
 
-# What belongs to another environment must not decide about this one.
-unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX VIRTUAL_ENV
-
 # Runs a command; its output goes to the log and, without uv's lists and counts, to the person.
 logged() {
   { "$@" 2>&1; echo "$?" >.venv/status; } | tee .venv/setup.log | sed '/^ [+~-] /d; /^ Downloaded /d; /^\(Using\|Resolved\|Prepared\|Uninstalled\|Installed\|Audited\|Checked\) /d; /^WARNING: Location .* is ignored/d' >&2
@@ -153,6 +150,7 @@ make_venv() {
   fi
   logged "$python" -m venv .venv || explain "making .venv"
   entries uv >.venv/uv.txt
+  set_pip
   set --
   ! brought "uv-$(version_of uv)-*" || set -- --no-index --find-links env/wheels
   logged .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes \
@@ -179,7 +177,7 @@ uv_sync() { .venv/bin/uv pip sync --python .venv/bin/python --require-hashes --o
 
 # Installs the lock, and removes what is not in it.
 sync() {
-  links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(pip_setting find-links)}}
+  links=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}
   unset UV_FIND_LINKS
   [ -n "$links" ] || [ "$lock" != env/lock/linux.txt ] || brought 'torch-*' || links=$TORCH_PAGE
   set -- "$lock"
@@ -203,6 +201,8 @@ rm -f .venv/ready # from here on it is unfinished
 set_uv
 say "installing $(grep -c '^[a-z0-9].*==' "$lock") packages (the largest: torch $(torch_version))"
 sync
+fault=$(.venv/bin/python -m scripts.environment prove 2>&1) ||
+  die ".venv is not what the lock says, though its packages were installed: $fault" "make clean setup"
 describe .venv/bin/python >.venv/made-with
 cp "$lock" .venv/lock.txt
 [ -z "$want_dev" ] || cp env/lock/dev.txt .venv/lock-dev.txt

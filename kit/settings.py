@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from kit.errors import KitError
@@ -209,6 +210,16 @@ def _values(path: Path, content: bytes) -> dict[str, str | None]:
 
 def may_stand_in_dotenv(name: str) -> bool:
     return name in BY_NAME and "dotenv" in BY_NAME[name].where
+
+
+def clear_foreign() -> None:
+    """Takes out of the environment what other programs export and what would decide about the kit (env/foreign.txt)."""
+    lines = (ROOT / "env" / "foreign.txt").read_text(encoding="utf-8").splitlines()
+    for row in (line.split("|") for line in lines if line[:1].isupper()):
+        names, kept = row[0].strip(), row[1].split()
+        for name in [name for name in os.environ if fnmatchcase(name, names)]:
+            if not any(fnmatchcase(name, pattern) for pattern in kept):
+                del os.environ[name]
 
 
 def apply(settings: Settings) -> None:

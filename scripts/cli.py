@@ -55,6 +55,7 @@ def open_closed_streams() -> None:
 def _run(command: click.Command) -> int:
     usage = f".venv/bin/python -m scripts.{command.name} --help"
     try:
+        settings.clear_foreign()
         read = settings.read()
         for warning in read.warnings:
             note(f"warning: {warning}")

@@ -181,7 +181,9 @@ def installing(tmp_path):
     (folder / ".venv" / "ready").write_text(f"{folder.resolve()}/.venv\n")
 
     def install(uv: str = "", pip_config: str = "", **env: str) -> Done:
-        for name, body in {"python": f'exec {sys.executable} "$@"', "uv": f'echo "$@" >>asked\n{uv}'}.items():
+        # The proof at the end of a set-up would see that the stand-in has installed nothing.
+        python = f'[ "$*" = "-m scripts.environment prove" ] || exec {sys.executable} "$@"'
+        for name, body in {"python": python, "uv": f'echo "$@" >>asked\n{uv}'}.items():
             (programs / name).write_text(f"#!/bin/sh\n{body}\n")
             (programs / name).chmod(0o755)
         (tmp_path / "pip.conf").write_text(pip_config)

@@ -180,3 +180,14 @@ def differences(pinned: Iterable[Pin], present: dict[str, str]) -> list[str]:
         if present.get(name) not in allowed
     ]
     return found + [f"{name} is not in the lock" for name in sorted(set(present) - set(versions))]
+
+
+def unproved(venv: Path) -> list[str]:
+    """What of this machine's lock .venv has not, at its version and to be imported, whatever said that it is there."""
+    faults = [fault for fault in differences(pins(this()), installed(venv)) if not fault.endswith("is not in the lock")]
+    for folder in venv.glob("lib/python*/site-packages"):
+        for record in folder.glob("*.dist-info/RECORD"):
+            lines = record.read_text(encoding="utf-8").splitlines()
+            modules = {line.split(",")[0] for line in lines if re.match(r"\w+(/__init__)?\.py,", line)}
+            faults += [f"{record.parent.name}: {path} is missing" for path in modules if not (folder / path).is_file()]
+    return faults
