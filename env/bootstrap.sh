@@ -83,6 +83,9 @@ except BlockingIOError:
     sys.stderr.write("another set-up is at work in this folder: waiting for it\n")
     sys.stderr.flush()
     fcntl.flock(folder, fcntl.LOCK_EX)
+except OSError as error:
+    sys.stderr.write("note: this file system has no locks (%s): one set-up at a time, please\n" % error.strerror)
+    sys.stderr.flush()
 os.execv("/bin/sh", ["sh", "env/bootstrap.sh", sys.argv[1], "--locked"])
 ' "${1:-}"
 fi

@@ -138,9 +138,14 @@ def trouble(what: str, again: Hint) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cause, mend = CAUSES.get(error.errno or 0, (error.strerror or str(error), "check it"))
-        where = f" ({error.filename})" if error.filename else ""
-        raise KitError(f"{what} could not be written: {cause}{where}.", f"{mend}, then: ", *again) from error
+        cause, mend = cause_of(error)
+        raise KitError(f"{what} could not be written: {cause}.", f"{mend}, then: ", *again) from error
+
+
+def cause_of(error: OSError) -> tuple[str, str]:
+    """What an OSError says, and what to do about it; a cause that is not known is quoted and not guessed."""
+    cause, mend = CAUSES.get(error.errno or 0, (error.strerror or str(error) or "no further word", "look at it"))
+    return (f"{cause} ({error.filename})" if error.filename else cause), mend
 
 
 def _remove(path: Path) -> None:

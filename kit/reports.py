@@ -11,7 +11,7 @@ from typing import Any
 
 from kit import paths
 from kit.errors import KitError, WrongUsage
-from kit.files import beside
+from kit.files import beside, cause_of
 
 FORMAT = 1
 KINDS = ("manifest", "run", "bench")
@@ -46,10 +46,10 @@ def _write(path: Path, put: Callable[[Path], object]) -> Path:
         with beside(path) as partial:
             put(partial)
     except OSError as error:
-        raise KitError(
-            f"the report {path.name} could not be written: {error.strerror or error}.",
-            "free some room, or check who owns reports/",
-        ) from error
+        cause, mend = cause_of(error)
+        raise KitError(f"the report {path.name} could not be written: {cause}.", mend) from error
+    except Exception as error:  # a picture, of a library that draws
+        raise KitError(f"the report {path.name} could not be made: {error}.", "please report it") from error
     return path
 
 

@@ -144,7 +144,8 @@ def _line_fault(line: str) -> str:
 
 
 def exposures(path: Path) -> list[tuple[str, str]]:
-    """Who but its owner could come to read the file: (what, what to do about it) each; none for a private one."""
+    """Who but its owner could come to read the file: (what, what to do about it) each; none for a private one. Whether
+    git would commit it, git may not say: see `git_is_silent`."""
     found = []
     if os.name == "posix" and path.stat().st_mode & 0o077:
         found.append((".env can be read by other accounts of this machine", "chmod 600 .env"))
@@ -154,6 +155,18 @@ def exposures(path: Path) -> list[tuple[str, str]]:
     elif output([*git, "rev-parse", "--is-inside-work-tree"]) and not output([*git, "check-ignore", path.name]):
         found.append(("git would commit .env", "add /.env to .gitignore"))
     return found
+
+
+def git_is_silent(folder: Path) -> str:
+    """Why git says nothing about a folder that is in a clone, in its words; "" where it does or there is no clone."""
+    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+        return ""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), "rev-parse"], capture_output=True, check=False)
+    except OSError:
+        return "there is no git on this machine"
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return lines[0] if done.returncode and lines else ""
 
 
 def output(command: list[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -89,13 +91,15 @@ def measure_quality(done: experiment.Bench) -> KitError | None:
 def show(done: experiment.Bench, as_json: bool) -> None:
     content = experiment.content(done, conclusions.of(done))
     table = bench_table.markdown(content)
-    report = reports.write("bench", content)
-    files = [report, reports.write_beside(report, ".md", lambda path: path.write_text(table, encoding="utf-8"))]
-    if done.measured():
-        files.append(reports.write_beside(report, ".png", lambda path: bench_plot.draw(content, path)))
+    # What took minutes is shown first: a disk may be full, or a picture fail.
     cli.result(experiment.as_json(content) + "\n" if as_json else table)
-    for path in files:
-        cli.note(f"reports/{path.name}")
+    report = reports.write("bench", content)
+    cli.note(f"reports/{report.name}")
+    forms: list[tuple[str, Callable[[Path], object]]] = [(".md", lambda path: path.write_text(table, encoding="utf-8"))]
+    if done.measured():
+        forms.append((".png", lambda path: bench_plot.draw(content, path)))
+    for suffix, put in forms:
+        cli.note(f"reports/{reports.write_beside(report, suffix, put).name}")
 
 
 if __name__ == "__main__":

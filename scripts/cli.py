@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from functools import reduce
 from typing import NoReturn
 
 import click
 
-from kit import settings
+from kit import files, settings
 from kit.errors import KitError, Part, WrongUsage, washed
 from scripts.hints import words
 
@@ -31,6 +32,9 @@ class OutputLost(Exception):
 def main(command: click.Command) -> NoReturn:
     """Runs the command with this process's arguments, and ends the process."""
     open_closed_streams()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            signal.signal(number, _end)
     for stream in (sys.stdout, sys.stderr):
         # The same bytes under every locale: LANG=C would refuse an emoji.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
@@ -38,6 +42,15 @@ def main(command: click.Command) -> NoReturn:
     sys.stderr.flush()
     # Not sys.exit: all output is flushed, and taking torch apart costs 0.1 s more.
     os._exit(status)
+
+
+class Ended(BaseException):
+    """A signal asked the process to end: what it holds is given back on the way."""
+
+
+def _end(number: int, _: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)
+    raise Ended(number)
 
 
 def open_closed_streams() -> None:
@@ -76,6 +89,8 @@ def _run(command: click.Command) -> int:
     except (KeyboardInterrupt, click.Abort):
         note("\nstopped")
         return INTERRUPTED
+    except Ended as ended:
+        return 128 + int(ended.args[0])
     except click.UsageError as error:
         return say_error(WrongUsage(_plain(error.format_message()), usage))
     except WrongUsage as error:
@@ -85,6 +100,9 @@ def _run(command: click.Command) -> int:
         if _is_to_be_prepared(error):
             return TO_BE_PREPARED
         return say_error(error)
+    except OSError as error:
+        what, mend = files.cause_of(error)
+        return say_error(KitError(f"{what}.", f"{mend}, then the same command"))
     except Exception as error:  # the last net: a person gets a sentence, a developer the traceback
         text = str(error).strip() or "no further word"
         hint = "KIT_DEBUG=1 shows where; please report it"

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from kit import paths, reports
+from kit import reports
 from kit.engines import generate
 from kit.engines.request import Request
-from kit.errors import Command, Hint, WrongUsage
+from kit.errors import Command, Hint, KitError, WrongUsage
 from kit.models import registry
 from kit.verify import readiness, stages
 from kit.verify.stages import Stage, Verification
@@ -60,13 +60,20 @@ def verify(
             return
         done = stages.verify(Request(found, "", method, device, dtype, quant=quant), progress)
     content = readiness.manifest(done)
-    path = reports.write("manifest", content)
-    # Before the result: the readiness code is the last line, on a terminal too.
-    cli.note(f"the manifest: {path.relative_to(paths.ROOT)}")
+    written, trouble = "", None
+    try:
+        written = reports.write("manifest", content).name
+    except KitError as error:  # said behind the result, which took a minute
+        trouble = error
+    if written:
+        # Before the result: the readiness code is the last line, on a terminal too.
+        cli.note(f"the manifest: reports/{written}")
     if as_json:
         cli.result(json.dumps(content, ensure_ascii=False) + "\n")
     else:
         show(done, content)
+    if trouble:
+        raise trouble
     if not done.ok:
         raise click.exceptions.Exit(1)
 

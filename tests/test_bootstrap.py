@@ -238,3 +238,14 @@ def test_a_venv_of_another_python_is_made_anew_where_that_one_is_asked_for(insta
 def test_when_everything_is_ready_it_says_nothing():
     done = run_command(["sh", "env/bootstrap.sh"])
     assert (done.status, done.out, done.err) == (0, "", "")
+
+
+def test_a_file_system_without_locks_is_said_and_no_obstacle(installing, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, fcntl\n"
+        "def refuse(*_): raise OSError(errno.ENOSYS, 'Function not implemented')\n"
+        "fcntl.flock = refuse\n"
+    )
+    done = installing(PYTHONPATH=str(tmp_path))
+    assert done.status == 0, done.err
+    assert "note: this file system has no locks (Function not implemented)" in done.err

@@ -71,3 +71,28 @@ def test_a_mac_says_how_many_performance_cores_it_has(monkeypatch):
 def test_fewer_threads_may_be_asked_for_as_torch_takes_it(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert machine.performance() == machine.Cores(3, "OMP_NUM_THREADS")
+
+
+def in_a_group(tmp_path: Path, line: str) -> dict[str, Path]:
+    (tmp_path / "own").write_text(line + "\n")
+    return {"own": tmp_path / "own", "mounted": tmp_path / "cgroup"}
+
+
+@pytest.mark.parametrize(
+    ("line", "folder"), [("0::/user.slice/mine", "user.slice/mine"), ("4:cpu,memory:/docker/ab", "memory/docker/ab")]
+)
+def test_the_limit_of_the_processs_own_group_counts_and_of_those_above_it(tmp_path, line, folder):
+    where = in_a_group(tmp_path, line)
+    groups = machine.control_groups("memory", **where)
+    own = where["mounted"] / folder
+    assert {own, own.parent, where["mounted"]} <= set(groups)
+
+
+def test_memory_is_what_the_own_group_grants(tmp_path, monkeypatch):
+    group = tmp_path / "cgroup" / "mine"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("2000000000\n")
+    where = in_a_group(tmp_path, "0::/mine")
+    groups = machine.control_groups("memory", **where)
+    monkeypatch.setattr(machine, "control_groups", lambda controller: groups)
+    assert machine.total_memory() == 2_000_000_000

@@ -83,6 +83,7 @@ def test_the_first_stage_parses_on_python_3_9_and_imports_the_standard_library_a
         "ctypes",
         "dataclasses",
         "errno",
+        "fnmatch",
         "functools",
         "hashlib",
         "json",
@@ -282,6 +283,13 @@ class TestSecrecy:
     def test_git_has_it(self, repository):
         subprocess.run(["git", "-C", str(repository), "add", "-f", ".env"], check=True)
         assert before_venv.check_secrecy(repository / ".env").next == ("git rm --cached .env",)
+
+    def test_what_git_does_not_say_is_neither_ok_nor_wrong(self, repository, on_path, monkeypatch):
+        refusal = "fatal: detected dubious ownership in repository"
+        monkeypatch.setenv("PATH", on_path(git=f"echo '{refusal}' >&2; exit 128")["PATH"])
+        outcome = before_venv.check_secrecy(repository / ".env")
+        assert outcome.state == WARN
+        assert f"could not be looked at: {refusal}" in outcome.text
 
 
 def test_an_environment_that_does_not_import_is_said(monkeypatch):

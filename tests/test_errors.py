@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import traceback
 
 import pytest
@@ -46,3 +48,32 @@ def test_what_is_no_secret_stays():
         "wrong bytes: 3 of 4",
     ):
         assert washed(text) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EPERM, "this account may not write there"),
+        (errno.ENOLCK, "the file system has no locks"),
+        (errno.ENOSYS, "the file system has no locks"),
+        (errno.EMFILE, "too many files are open"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EXDEV, os.strerror(errno.EXDEV)),
+    ],
+)
+def test_an_error_of_the_system_says_what_it_is_whatever_the_verb(number, says, monkeypatch, capsys):
+    import click
+
+    from scripts import cli
+
+    @click.command(name="broken")
+    def broken() -> None:
+        raise OSError(number, "its own words", "/some/file")
+
+    monkeypatch.setattr("sys.argv", ["broken"])
+    assert cli._run(broken) == 1
+    said = capsys.readouterr().err
+    assert f"error: {says} (/some/file)." in said or "error: its own words (/some/file)." in said
+    assert ("its own words" in said) == (number == errno.EXDEV)

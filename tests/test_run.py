@@ -332,3 +332,24 @@ def test_a_prompt_from_a_standard_input_that_is_closed(script):
     done = run_command(["sh", "-c", f"exec {sys.executable} -m scripts.run --prompt-file - <&-"])
     assert done.status == 2
     assert "PROMPT_FILE=- reads standard input, and that is closed" in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.container
+def test_a_signal_that_ends_a_run_leaves_nothing_behind(number, tmp_path):
+    run = subprocess.Popen(
+        [sys.executable, "-m", "scripts.run", "--method", "llamacpp", "--max-new-tokens", "4000"],
+        cwd=ROOT,
+        env=clean_environment() | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    assert run.stdout
+    run.stdout.read(20)  # it is generating
+    run.send_signal(number)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []

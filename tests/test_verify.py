@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kit import paths
+from kit import paths, reports
 from kit.engines import methods
 from kit.engines.engine import Position
+from kit.errors import KitError
 from kit.models import registry
 from kit.paths import ROOT
 from kit.verify import golden, readiness, stages
@@ -202,3 +203,26 @@ def test_wrong_usage(script):
     assert script("verify", "--device", "cuda").status == 2
     assert script("verify", "--model", "llama-3.2-1b").status == 1
     assert (ROOT / "env" / "golden" / "starter.json").exists()
+
+
+def test_the_result_is_shown_though_the_manifest_cannot_be_written(monkeypatch, tmp_path, starter, capsys):
+    from scripts.verify import verify as verb
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(paths, "REPORTS", tmp_path / "file" / "reports")
+    done = stages.Verification(starter, "manual", "cpu", "float32", (stages.Stage("hashes", "all as pinned"),))
+    monkeypatch.setattr(stages, "verify", lambda request, progress: done)
+    with pytest.raises(KitError, match="could not be written"):
+        verb.main(["--model", "starter"], standalone_mode=False)
+    assert "verified: starter on cpu in float32, manual" in capsys.readouterr().out
+
+
+def test_a_picture_that_fails_is_an_error_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(paths, "REPORTS", tmp_path)
+
+    def draw(path: Path) -> None:
+        raise ValueError("no backend")
+
+    with pytest.raises(KitError, match=r"the report bench\.png could not be made: no backend"):
+        reports.write_beside(tmp_path / "bench.json", ".png", draw)
+    assert list(tmp_path.iterdir()) == []

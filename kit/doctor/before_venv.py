@@ -163,6 +163,8 @@ def check_secrecy(path: Path) -> Outcome:
         return skipped("there is no .env")
     for text, following in settings.exposures(path):
         return Outcome(FAIL, text, following)
+    if why := settings.git_is_silent(path.parent):
+        return Outcome(WARN, f"mode 600; whether git leaves it alone could not be looked at: {why}", "git status")
     return Outcome(OK, "mode 600, and git leaves it alone")
 
 

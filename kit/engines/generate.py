@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from kit.engines import imports, memory, methods
+from kit.engines import imports, memory, methods, threads
 from kit.engines.devices import Device
 from kit.engines.engine import Engine
 from kit.engines.request import Completion, Request
@@ -111,5 +111,5 @@ def _complete(
         peak_rss_bytes=memory.peak_rss_bytes(),
         device_memory_bytes=engine.device_memory(),
         versions=imports.versions(engine.packages),
-        facts=engine.facts(),
+        facts={**engine.facts(), "threads": threads.record()},
     )

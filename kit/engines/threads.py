@@ -51,9 +51,22 @@ class Waiting:
 _waiting: Waiting | None = None  # the last decision
 
 
+# What decides about threads and kernels in torch and llama.cpp: the user's word, which passes and is recorded.
+FAMILIES = ("OMP_", "GOMP_", "KMP_", "MKL_", "ATEN_", "DNNL_", "ONEDNN_", "OPENBLAS_", "RAYON_")
+
+
 def facts() -> dict[str, Any] | None:
-    """The last decision, for the record of a run; None before there is one."""
+    """The last decision; None before there is one."""
     return asdict(_waiting) if _waiting else None
+
+
+def record() -> dict[str, Any]:
+    """For the record of a run: how threads wait (None before that is decided), and what the environment says of threads
+    and kernels, but for what is set here."""
+    own = {"KMP_BLOCKTIME": BLOCKTIME} if sys.platform == "darwin" else {}
+    named = {name: value for name, value in sorted(os.environ.items()) if name.startswith(FAMILIES)}
+    settings = {name: value for name, value in named.items() if own.get(name) != value}
+    return {"waiting": _waiting.how if _waiting else None, "settings": settings}
 
 
 def set_by_user() -> Waiting | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+CGROUPS = Path("/sys/fs/cgroup")
 OLDEST_MACOS = 14  # torch's macOS wheels are tagged macosx_14_0
 
 
@@ -73,12 +74,28 @@ def total_memory() -> int | None:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path(limit).read_text()))
-        except (OSError, ValueError):
-            continue
-    return total
+    limits = [_read(group / name) for group in control_groups("memory") for name in MEMORY_LIMITS]
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+MEMORY_LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
+
+
+def control_groups(controller: str, own: Path = Path("/proc/self/cgroup"), mounted: Path = CGROUPS) -> list[Path]:
+    """The folders of this process's control group and of those above it: each one's limits hold. None but on Linux.
+
+    Version 2 has one tree, version 1 one for each controller (cgroups(7)). In a container the path may be of the host's
+    tree, which is not mounted there: the root, which is its own, always counts.
+    """
+    folders = [mounted, mounted / controller]
+    for line in _read(own).splitlines():
+        _, controllers, path = line.split(":", 2)
+        tree = mounted / controller if controller in controllers.split(",") else None if controllers else mounted
+        group = tree and tree / path.strip("/")
+        while group and group != tree:
+            folders.append(group)
+            group = group.parent
+    return folders
 
 
 # --- How many threads a model runs on: one for each performance core --------------------------------------------------
@@ -124,7 +141,9 @@ def of_linux(allowed: set[int], sys_folder: Path) -> Cores:
     count = len({said(cpu, "topology/thread_siblings_list") or str(cpu) for cpu in fast})
     if count < len(fast):
         reason += ", a core's threads counted once"
-    quota = _quota(sys_folder / "fs" / "cgroup")
+    mounted = sys_folder / "fs" / "cgroup"
+    quotas = [_quota(group) for group in control_groups("cpu", mounted=mounted)]
+    quota = min((each for each in quotas if each), default=None)
     if quota and quota < count:
         return Cores(max(1, int(quota)), f"the control group's quota of {quota:g}")
     return Cores(count, reason)
@@ -142,7 +161,7 @@ def _parse(text: str) -> set[int]:
 def _quota(cgroup: Path) -> float | None:
     """Processors' worth of time that the control group grants; None for no limit."""
     second: Iterable[str] = _read(cgroup / "cpu.max").split()
-    first = [_read(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    first = [_read(cgroup / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
     quota, period = [*second, *first, "", ""][:2]
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
