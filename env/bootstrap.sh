@@ -50,7 +50,7 @@ want_dev=
 
 # True for a .venv that is in its place, finished once, and made with the Python that is asked for (if one is).
 in_place() {
-  [ -x .venv/bin/python ] && [ "$(cat .venv/ready 2>/dev/null)" = "$root/.venv" ] &&
+  [ -x .venv/bin/python ] && is_here "$(cat .venv/ready 2>/dev/null)" &&
     { [ -z "${PYTHON:-}" ] || [ "$(describe "$PYTHON")" = "$(cat .venv/made-with)" ]; }
 }
 
@@ -94,7 +94,9 @@ find_python
 
 # Runs a command; its output goes to the log and, without uv's lists and counts, to the person.
 logged() {
-  { "$@" 2>&1; echo "$?" >.venv/status; } | tee .venv/setup.log | sed '/^ [+~-] /d; /^ Downloaded /d; /^\(Using\|Resolved\|Prepared\|Uninstalled\|Installed\|Audited\|Checked\) /d; /^WARNING: Location .* is ignored/d' >&2
+  { "$@" 2>&1; echo "$?" >.venv/status; } | tee .venv/setup.log |
+    sed -e '/^ [+~-] /d' -e '/^ Downloaded /d' -e '/^WARNING: Location .* is ignored/d' -e '/^Using /d' -e '/^Resolved /d' \
+      -e '/^Prepared /d' -e '/^Uninstalled /d' -e '/^Installed /d' -e '/^Audited /d' -e '/^Checked /d' >&2
   [ "$(cat .venv/status)" = 0 ]
 }
 
@@ -104,7 +106,7 @@ explain() {
     grep -qiE "$pattern" .venv/setup.log && break
     pattern=
   done <<'END'
-no space left|disk quota|os error 28
+no space left|dis[ck] quota|os error 28
 permission denied|read-only file system|operation not permitted
 hash mismatch|do not match the hashes
 certificate|unknownissuer

@@ -173,8 +173,10 @@ case $verb in
   *) die "unknown: $verb" "sh env/docker.sh build|run|verify|bench|download|test" 2 ;;
 esac
 # In the clone where that can be written: an engine in a machine of its own shares it, for models/, and perhaps no other.
-work=$(mktemp -d "$(pwd)/.docker.XXXXXX" 2>/dev/null) || work=$(mktemp -d "${TMPDIR:-/tmp}/kit.XXXXXX") ||
-  die "no temporary folder can be made." "check TMPDIR"
+work=$(mktemp -d "$(pwd)/.docker.XXXXXX" 2>/dev/null) || {
+  work=$(mktemp -d "${TMPDIR:-/tmp}/kit.XXXXXX") || die "no temporary folder can be made." "check TMPDIR"
+  say "note: this folder cannot be written, so what is lent to the container lies in $work: the engine must share that one"
+}
 trap 'rm -rf "$work"' EXIT
 trap 'stop 130' INT
 trap 'stop 143' TERM

@@ -20,6 +20,13 @@ END
 # The interpreter behind a launcher or a virtual environment, which may be the .venv that is about to be made anew.
 base_of() { "$1" -c 'import sys; print(getattr(sys, "_base_executable", sys.executable))'; }
 
+# True where $1, which .venv/ready names, is this .venv: the folder and not its spelling, for a disk may take no notice of
+# small and large letters.
+is_here() {
+  [ "$1" = "$(pwd -P)/.venv" ] ||
+    { [ -d "$1" ] && [ "$(ls -di "$1/." | awk '{ print $1 }')" = "$(ls -di .venv/. | awk '{ print $1 }')" ]; }
+}
+
 # Version and place of the Python $1: what .venv remembers of the one that it was made with.
 describe() { "$1" -c 'import sys; print(sys.version.split()[0], sys.base_prefix)' 2>/dev/null; }
 

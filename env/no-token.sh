@@ -14,6 +14,7 @@ said=$(git ls-files 2>&1 >/dev/null) || {
   exit 1
 }
 found=$({
+  export LC_ALL=C # of bytes: some greps take a line that is no UTF-8 for none
   git ls-files -z --cached --others --exclude-standard | xargs -0 grep -lE -e "$token" --
   git grep --cached -lE -e "$token" # what is staged may differ from the file
 } 2>/dev/null | sort -u)

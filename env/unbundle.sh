@@ -22,7 +22,7 @@ torch_version() { sed -n 's/^torch==\([^ ;]*\).*/\1/p' "$lock"; }
 
 . env/find-python.sh
 
-if [ -z "${PYTHON:-}" ] && [ "$(cat .venv/ready 2>/dev/null)" = "$(pwd -P)/.venv" ]; then
+if [ -z "${PYTHON:-}" ] && is_here "$(cat .venv/ready 2>/dev/null)"; then
   python=.venv/bin/python
 else
   check_machine

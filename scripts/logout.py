@@ -21,8 +21,9 @@ def logout() -> None:
     written = settings.read().values.get("HF_TOKEN")
     if written:
         cli.note(".env still holds HF_TOKEN: remove it there too (make never touches .env)")
-    if os.environ.get("HF_TOKEN") not in ("", None, written):
-        cli.note("the environment still holds HF_TOKEN: unset HF_TOKEN, and look where your shell sets it")
+    for name in ("HF_TOKEN", hub.OTHER_NAME):
+        if os.environ.get(name) not in ("", None, written):
+            cli.note(f"the environment still holds {name}: unset {name}, and look where your shell sets it")
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_no_token_and_no_terminal_never_prompts(kit):
     ],
 )
 def test_a_malformed_token_is_named_before_any_network(kit, token, says):
-    done = log_in(kit, token=token)
+    done = log_in(kit, token=token, HF_ENDPOINT="")
     assert done.status == 1
     assert f"error: the token in HF_TOKEN {says}" in done.err
     assert "next: copy it whole from https://huggingface.co/settings/tokens" in done.err
@@ -334,3 +334,28 @@ def test_an_endpoint_that_is_no_address_is_named(kit, address):
         assert done.status == 1
         assert "is not the address of a Hub or mirror" in done.err
         assert "secret" not in done.err
+
+
+def test_another_hubs_token_has_a_form_of_its_own(kit):
+    other = "glpat-" + "x" * 30
+    kit.hub.accounts[other] = Account("ada")
+    done = log_in(kit, token=other)
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+@pytest.mark.parametrize("verb", ["login", "download"])
+def test_offline_is_kept_to_and_the_variable_that_is_set_is_named(kit, name, verb):
+    done = kit.run(verb, "--model", "gated", HF_TOKEN=TOKEN, **{name: "1"})
+    assert done.status == 1
+    assert f"error: {name} is set, and forbids asking the Hub." in done.err
+    assert f"next: unset {name}" in done.err
+    assert kit.hub.requests == []
+
+
+def test_where_a_token_comes_from_is_said(kit):
+    done = kit.run("login", "--model", "gated", HUGGING_FACE_HUB_TOKEN=TOKEN)
+    assert done.status == 0, done.err
+    assert "(HUGGING_FACE_HUB_TOKEN)" in done.err
+    done = kit.run("logout", HUGGING_FACE_HUB_TOKEN=TOKEN)
+    assert "the environment still holds HUGGING_FACE_HUB_TOKEN" in done.err

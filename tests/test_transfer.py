@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import hashlib
+import http.server
 import socket
 import ssl
 import threading
@@ -298,3 +300,55 @@ def test_a_line_that_breaks_again_and_again_still_brings_the_file(tmp_path):
         transfer.fetch(remote, tmp_path / "partial", on_trouble=said.append, sleep=lambda seconds: None)
     assert (tmp_path / "partial").read_bytes() == content
     assert len(said) == 2 * transfer.BUFFERS
+
+
+def test_how_long_to_wait_is_read_from_ratelimit_too():
+    assert network_errors.retry_after({"RateLimit": '"api";r=0;t=600'}) == 600
+    assert network_errors.retry_after({"RateLimit": '"api";r=3;t=600'}) is None
+    assert network_errors.retry_after({"RateLimit": '"api";r=0;t=600', "Retry-After": "8"}) == 8
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("120", 120), ("3", 10), ("much", 10), ("", 10)])
+def test_the_time_out_is_as_long_as_the_user_says(monkeypatch, value, seconds):
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", value)
+    assert get.timeout() == seconds
+
+
+class Packing(http.server.BaseHTTPRequestHandler):
+    """A proxy that packs whatever passes, though it was asked not to."""
+
+    content = b"{}" + bytes(100_000)
+    coding = "gzip"
+
+    def do_GET(self) -> None:
+        packed = gzip.compress(self.content)
+        self.send_response(200)
+        self.send_header("Content-Encoding", self.coding)
+        self.send_header("Content-Length", str(len(packed)))
+        self.end_headers()
+        self.wfile.write(packed)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def packing():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Packing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        digest = hashlib.sha256(Packing.content).hexdigest()
+        yield Remote(f"http://127.0.0.1:{server.server_port}/x", "x", len(Packing.content), digest)
+        server.shutdown()
+
+
+@pytest.mark.parametrize("there", [b"", b"{}000"])
+def test_what_a_proxy_packs_is_unpacked(packing, tmp_path, there):
+    (tmp_path / "x").write_bytes(there)
+    transfer.fetch(packing, tmp_path / "x", lambda have: None, lambda text: None, lambda seconds: None)
+    assert (tmp_path / "x").read_bytes() == Packing.content
+
+
+def test_a_way_of_packing_that_is_not_known_is_said(packing, tmp_path, monkeypatch):
+    monkeypatch.setattr(Packing, "coding", "br")
+    with pytest.raises(KitError, match=r"packs what it sends \(br\)"):
+        transfer.fetch(packing, tmp_path / "x", lambda have: None, lambda text: None)

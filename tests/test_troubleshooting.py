@@ -75,6 +75,8 @@ ANSWERS = [
     (401, "GatedRepo", ""),
     (403, "GatedRepo", ""),
     (403, "GatedRepo", "Your request is awaiting a review"),
+    (403, "GatedRepo", "Your request to access model x has been rejected by the repo's authors."),
+    (403, "GatedRepo", "This account is on a list of another kind."),
     (403, "", "Please enable access to public gated repositories in your fine-grained token settings"),
     (401, "", "Invalid credentials in Authorization header"),
     (404, "RepoNotFound", ""),
@@ -125,3 +127,12 @@ def test_a_proxy_that_blocks_is_on_the_page(monkeypatch):
     monkeypatch.setenv("no_proxy", "")
     error = network_errors.explain(ConnectionRefusedError(111, "Connection refused"), "https://huggingface.co")
     assert quoted(error.message), error.message
+
+
+def test_an_answer_of_the_gate_that_is_not_known_is_quoted_and_not_guessed():
+    model = registry.find("llama-3.2-1b")
+    said = "This account is on a list of another kind: {braces} hf_" + "x" * 34
+    refusal = Refusal(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": said}, "https://h/x", "https://h", True)
+    message = hub_errors.explain_refusal(refusal, model).message
+    assert "in its words: This account is on a list of another kind: {braces} …" in message
+    assert "accept" not in message

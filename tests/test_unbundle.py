@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kit.offline import bundle
+from kit.errors import KitError
+from kit.offline import bundle, sources
 from tests.bundle_kit import MODEL_FILES, NAME, TAG, BundleKit, bundle_kit, tiny_wheel
 
 MODEL = ["models/tiny/.verified.json", "models/tiny/config.json", "models/tiny/model.safetensors"]
@@ -319,3 +320,21 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_byte_and_on_the_way(t
     assert ("MB are free" if margin[0] == "5" else "the disk is full") in done.err
     assert "next: free some room" in done.err
     assert not [name for name in room.installed() if "partial" not in name]
+
+
+@pytest.mark.parametrize("folder", [".Spotlight-V100", ".fseventsd", ".Trashes", "System Volume Information"])
+def test_what_a_system_leaves_at_a_sticks_root_is_no_part_of_a_bundle(room, folder):
+    (room.folder / folder / "inside").mkdir(parents=True)
+    (room.folder / folder / "inside" / "store.db").write_text("x")
+    assert room.unbundle().status == 0
+    assert_taken(room)
+
+
+def test_a_tar_whose_header_lies_about_a_size_is_refused_in_a_sentence(tmp_path):
+    for size in (2**70, 10**9, 5000):
+        header = tarfile.TarInfo("bundle/kit/x")
+        header.size = size
+        path = tmp_path / f"{size}.tar"
+        path.write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+        with pytest.raises(KitError, match=r"is no tar of a bundle|is larger than the tar|is refused"):
+            sources.Tar(path)

@@ -123,7 +123,8 @@ def check_environment() -> Outcome:
         place = (VENV / "ready").read_text().strip()
     except OSError:
         return Outcome(FAIL, ".venv is unfinished", Command("setup"))
-    if Path(place) != VENV:
+    # The folder, not its spelling: a disk may take no notice of small and large letters.
+    if not (Path(place).exists() and Path(place).samefile(VENV)):
         return Outcome(FAIL, f".venv was made for {place} and moved", Command("setup"))
     lock = "env/lock/macos.txt" if sys.platform == "darwin" else "env/lock/linux.txt"
     pinned = locks.read(lock)

@@ -170,7 +170,7 @@ def _failure(target: Target, group: list[Pin], said: str) -> KitError:
             "try another network; if you use a mirror of the package index, tell its keeper",
         ),
         "No space left": ("the disk is full.", "free some room; the same command goes on"),
-        "Disk quota exceeded": ("the disk quota is used up.", "free some room; the same command goes on"),
+        "quota exceeded": ("the disk quota is used up.", "free some room; the same command goes on"),
         "CERTIFICATE_VERIFY_FAILED": (
             "the package index's certificate was refused.",
             "behind a company proxy, name its CA file: SSL_CERT_FILE=/path/to/ca.pem, then the same command",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from kit.models import examine, registry
 from kit.models.registry import Model, ModelFile
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.hf_api import ModelInfo, RepoFile
 
 
 # What inference needs, at the top of the repository: no second copy of the weights in a folder (Llama's original/). Of
@@ -84,14 +84,21 @@ def describe(repo_id: str, revision: str, name: str, on_note: Callable[[str], No
     from huggingface_hub.hf_api import RepoFile
 
     bare = Model(name, repo_id.split("/")[1], "base", "", repo_id, revision, False, 0, (), None)
-    with hub.session() as api, hub_errors.about(bare):
-        info = api.model_info(repo_id, revision=revision, token=sent)
-        commit = str(info.sha)
-        listed = api.list_repo_tree(repo_id, revision=commit, token=sent)
-        tree = [entry for entry in listed if isinstance(entry, RepoFile)]
+
+    def look() -> tuple[ModelInfo, list[RepoFile]]:
+        with hub.session() as api, hub_errors.about(bare):
+            info = api.model_info(repo_id, revision=revision, token=sent)
+            listed = api.list_repo_tree(info.id, revision=str(info.sha), token=sent)
+            return info, [entry for entry in listed if isinstance(entry, RepoFile)]
+
+    info, tree = download.patiently(look, on_note)
+    commit = str(info.sha)
+    if info.id != repo_id:
+        on_note(f"{repo_id} is called {info.id} now, and is pinned by that name")
+        bare = replace(bare, title=info.id.split("/")[1], repo_id=info.id)
     card = dict(vars(info.card_data)) if info.card_data else {}
     licence = str(card.get("license_name") or card.get("license") or "unknown: see its page")
-    source = Repository(replace(bare, revision=commit), tree, token)
+    source = Repository(replace(bare, revision=commit), tree, token, on_note)
     examined = examine.examine(source)
     against = [objection.text for objection in examined.objections if objection.frameworks == llama_config.ALL]
     if against:
@@ -123,6 +130,7 @@ class Repository:
     model: Model
     tree: list[RepoFile]
     token: Token | None
+    on_note: Callable[[str], None]
 
     @cached_property
     def entries(self) -> dict[str, RepoFile]:
@@ -143,16 +151,21 @@ class Repository:
         if entry is None or entry.lfs:
             return None
         if name not in self._contents:
-            content = download.small_file(self.model, entry.path, entry.size, entry.blob_id, self.token)
-            self._contents[name] = content
+            fetch = partial(download.small_file, self.model, entry.path, entry.size, entry.blob_id, self.token)
+            self._contents[name] = download.patiently(fetch, self.on_note)
         return self._contents[name]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         path = Path(name)
-        start = download.beginning(self.model, name, HEADER, self.token)
+
+        def beginning(size: int) -> bytes:
+            fetch = partial(download.beginning, self.model, name, size, self.token)
+            return download.patiently(fetch, self.on_note)
+
+        start = beginning(HEADER)
         length = 8 + safetensors.header_length(path, start[:8])
         if length > len(start):
-            start = download.beginning(self.model, name, length, self.token)
+            start = beginning(length)
         return safetensors.parse(path, start[:8], start[8:length])
 
     def same(self, one: Tensor, other: Tensor) -> bool:

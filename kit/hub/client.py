@@ -20,6 +20,7 @@ from kit.errors import Command, KitError, keep_secret
 from kit.hub import errors as hub_errors
 from kit.models.registry import Model
 from kit.net import errors as network_errors
+from kit.net import get
 
 if TYPE_CHECKING:
     import httpx2
@@ -35,6 +36,8 @@ for _name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_UPDATE_CHECK"):
     os.environ.setdefault(_name, "1")
 
 # Those of account pages have letters and digits, those of a log-in in the browser are JSON web tokens (RFC 7519).
+# The name that HF_TOKEN had before; the Hub's client reads it still.
+OTHER_NAME = "HUGGING_FACE_HUB_TOKEN"
 TOKEN_CHARACTERS = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 
@@ -96,6 +99,8 @@ def find_token() -> Token | None:
         from huggingface_hub import constants, get_token
 
         source = "the Hub client's token file"
+        if os.environ.get(OTHER_NAME, "").strip():
+            source = OTHER_NAME
         with contextlib.suppress(OSError):
             # The client's own way to it renews one from `hf auth login` in a browser whose time is nearly up, and sends
             # the endpoint the secret for that.
@@ -115,7 +120,7 @@ def check_form(token: Token) -> None:
         fault = "has a blank or a line end in it"
     elif not token.value.isascii():
         fault = "has a character in it that no token has"
-    elif not token.value.startswith("hf_"):
+    elif not token.value.startswith("hf_") and not os.environ.get("HF_ENDPOINT"):  # another Hub has forms of its own
         fault = "does not begin with hf_"
     elif len(token.value) < 20 or not TOKEN_CHARACTERS.fullmatch(token.value):
         fault = "is cut short, or has a character too many"
@@ -135,6 +140,7 @@ def token_to_send(model: Model) -> Token | None:
 @contextlib.contextmanager
 def session() -> Iterator[HfApi]:
     """The Hub's own client, with time-outs; what goes wrong in the block is raised as a KitError."""
+    network_errors.require_online()
     configure()
     network_errors.proxies()
     from huggingface_hub import HfApi
@@ -160,7 +166,7 @@ def _client() -> httpx2.Client:
     from huggingface_hub.utils._http import default_client_factory
 
     client = default_client_factory()
-    client.timeout = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
+    client.timeout = httpx2.Timeout(get.timeout(READ_TIMEOUT), connect=CONNECT_TIMEOUT)
     return client
 
 
@@ -184,7 +190,7 @@ def require_access(model: Model, token: Token | None) -> None:
     with session() as api, hub_errors.about(model):
         api.auth_check(model.repo_id, token=sent)
         url = hf_hub_url(model.repo_id, smallest.path, revision=model.revision, endpoint=endpoint())
-        get_hf_file_metadata(url, token=sent, timeout=READ_TIMEOUT, endpoint=endpoint())
+        get_hf_file_metadata(url, token=sent, timeout=get.timeout(READ_TIMEOUT), endpoint=endpoint())
 
 
 def sign_in(token: Token) -> None:

@@ -73,6 +73,7 @@ def missing_files(model: Model) -> list[ModelFile]:
 
 
 def _fetch_missing(model: Model, on_progress: Progress, on_note: Note) -> None:
+    network_errors.require_online()
     model.folder.mkdir(parents=True, exist_ok=True)
     wanted = missing_files(model)
     arriving = [partial_path(model, file) for file in wanted]
@@ -116,15 +117,15 @@ def _fetch_licences(model: Model, on_note: Note) -> None:
         return
     token = hub.token_to_send(model)
     try:
-        blobs = _patiently(partial(_blobs, model, token), on_note)
+        blobs = patiently(partial(_blobs, model, token), on_note)
         for path in wanted:
-            _patiently(partial(_fetch_licence, model, path, blobs, token), on_note)
+            patiently(partial(_fetch_licence, model, path, blobs, token), on_note)
     except KitError as error:
         absent = ", ".join(missing_licences(model))
         on_note(f"{error.message}\nWithout {absent} {model.name} runs, and may not be handed on.")
 
 
-def _patiently(ask: Callable[[], Answer], on_note: Note) -> Answer:
+def patiently(ask: Callable[[], Answer], on_note: Note) -> Answer:
     """What `ask` gives, asked again where the server is busy or the connection broke: the Hub's client asks once."""
     for back_off in transfer.BACK_OFF[:LICENCE_TRIES]:
         try:

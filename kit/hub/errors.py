@@ -87,9 +87,19 @@ TABLE: list[tuple[Matches, str, Hint]] = [
         ("wait (minutes to a day; {page} shows the state), then: ", Command("login"), *STARTER),
     ),
     (
-        lambda r, code, said: code == "GatedRepo",
+        lambda r, code, said: code == "GatedRepo" and "rejected" in said,
+        "the owners of {name} have rejected this account's request for it.",
+        ("ask them at {page}, or take another model", *STARTER),
+    ),
+    (
+        lambda r, code, said: code == "GatedRepo" and ("authorized list" in said or not said),
         "the token is valid, but its account has no access to {name} yet (403, gated).",
         ("accept the licence at {page} (same account), then: ", Command("login"), *STARTER),
+    ),
+    (
+        lambda r, code, said: code == "GatedRepo",
+        "the Hub does not let this account have {name} ({r.status}); in its words: {quoted}",
+        ("look at {page} with the same account", *STARTER),
     ),
     (
         lambda r, code, said: r.status == 403 and ("fine-grained" in said or (not code and r.token_sent)),
@@ -127,6 +137,7 @@ def explain_refusal(refusal: Refusal, model: Model | None = None) -> KitError:
     """The KitError for what the Hub answered about `model`, or who it sent a client to."""
     code, said = refusal.header("x-error-code"), refusal.header("x-error-message").lower()
     words = {"name": "the model", "page": "its page on the Hub", "at": "", "r": refusal}
+    words["quoted"] = refusal.header("x-error-message").strip()[:300]
     if model:
         page = f"https://huggingface.co/{model.repo_id}"
         words |= {"name": str(model.repo_id), "page": page, "at": f" {model.revision}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -17,6 +18,18 @@ from kit.errors import KitError
 SAME_AGAIN = "then the same command again"
 SET_CLOCK = (f"check this machine's clock (date), {SAME_AGAIN}",)
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+# What switches the Hub's client off, and the words that it takes for yes.
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+YES = ("1", "ON", "YES", "TRUE")
+
+
+def require_online() -> None:
+    """Raises KitError where the user has forbidden to ask the Hub: whoever asks it, and however."""
+    for name in OFFLINE:
+        if os.environ.get(name, "").upper() in YES:
+            raise KitError(f"{name} is set, and forbids asking the Hub.", f"unset {name}, {SAME_AGAIN}")
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -37,11 +50,9 @@ def explain(error: Exception, endpoint: str) -> KitError:
     def is_a(kind: type[Exception]) -> bool:
         return any(isinstance(cause, kind) for cause in causes)
 
-    if "offline mode is enabled" in text:
-        message, step = "HF_HUB_OFFLINE is set, and forbids asking the Hub.", "unset HF_HUB_OFFLINE,"
-    elif is_certificate(error):
+    if is_certificate(error):
         return _explain_tls(where, text)
-    elif proxy := proxy_for(endpoint):
+    if proxy := proxy_for(endpoint):
         message = f"the proxy {host(proxy)} did not let {where} through: {_first(error)}"
         step = "check HTTPS_PROXY (and NO_PROXY, for what needs none),"
     elif is_a(socket.gaierror) or "Name or service" in text or "resolution" in text:
@@ -211,13 +222,18 @@ def explain_refusal(refusal: Refusal) -> KitError:
 
 
 def retry_after(headers: dict[str, str]) -> float | None:
-    """Seconds to wait, from Retry-After: a number, or a date (RFC 9110, 10.2.3)."""
+    """Seconds to wait, from Retry-After: a number, or a date (RFC 9110, 10.2.3); else from RateLimit, where nothing
+    remains: `"api";r=0;t=55` (draft-ietf-httpapi-ratelimit-headers)."""
     from datetime import datetime
     from email.utils import parsedate_to_datetime
 
-    value = next((value for name, value in headers.items() if name.lower() == "retry-after"), "").strip()
+    small = {name.lower(): value.strip() for name, value in headers.items()}
+    value = small.get("retry-after", "")
     if value.isdigit():
         return float(value)
+    limits = re.findall(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", small.get("ratelimit", ""))
+    if limits and not value:
+        return max(map(float, limits))
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from kit.net.errors import Refusal
 
 # Seconds without a byte: the connection is stalled. As often as a download says something where there is no terminal.
 SOCKET_TIMEOUT = 10.0
+# The Hub's client takes this name too: for a network on which the first byte takes longer.
+TIMEOUT_NAME = "HF_HUB_DOWNLOAD_TIMEOUT"
 MAX_REDIRECTS = 5
 
 
@@ -47,6 +50,14 @@ class Broken(Exception):
         self.error, self.wait, self.tries = error, wait, tries
 
 
+def timeout(default: float = SOCKET_TIMEOUT) -> float:
+    """Seconds without a byte before a connection is given up: the default, or more where the user says so."""
+    try:
+        return max(default, float(os.environ.get(TIMEOUT_NAME, "")))
+    except ValueError:
+        return default
+
+
 def open_at(remote: Remote, have: int, method: str = "GET") -> http.client.HTTPResponse:
     """The response to GET or HEAD from byte `have` on. Redirects are followed here: the token stays with its host."""
     address = remote.url
@@ -58,7 +69,7 @@ def open_at(remote: Remote, have: int, method: str = "GET") -> http.client.HTTPR
         if takes_token(remote, address):
             request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
         try:
-            response: http.client.HTTPResponse = _opener(address).open(request, timeout=SOCKET_TIMEOUT)
+            response: http.client.HTTPResponse = _opener(address).open(request, timeout=timeout())
             return response
         except urllib.error.HTTPError as error:
             if error.code not in (301, 302, 303, 307, 308) or not error.headers.get("Location"):
@@ -118,11 +129,17 @@ def refused(remote: Remote, error: urllib.error.HTTPError) -> Exception:
     return known
 
 
+def coding(response: http.client.HTTPResponse) -> str:
+    """How something on the way has packed the content, though it was asked not to: "" for not at all."""
+    name = response.headers.get("Content-Encoding", "").strip().lower()
+    return "" if name == "identity" else name
+
+
 def check_kind(remote: Remote, response: http.client.HTTPResponse, have: int) -> None:
     """Raises KitError for something else than the file: a network's log-in page, or another size than is pinned."""
     if response.headers.get_content_type() == "text/html":
         raise network_errors.explain(ValueError("a web page"), remote.url)
-    length = response.headers.get("Content-Length")
+    length = None if coding(response) else response.headers.get("Content-Length")
     total = None if length is None else int(length) + (have if response.status == 206 else 0)
     if total is not None and total != remote.size:
         host = network_errors.host(remote.url)

@@ -105,14 +105,21 @@ def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_byte
         if response.status == 200 and have:  # the server knows no ranges: from the beginning again
             file.truncate(0)
             have = hasher.take_file(file)
+        packed = get.coding(response)
+        if packed and have:  # no part of it can be unpacked
+            file.truncate(0)
+            hasher.take_file(file)
+            raise Broken(KitError(f"{network_errors.host(remote.url)} packs what it sends.", "try again"))
         # One recv at a time, so that a trickle is noticed: the response's own readinto waits until the buffer is full.
         read: Callable[[memoryview], int] = response.fp.readinto1 if not response.chunked else response.readinto
+        if packed:
+            read = _unpacking(remote, response, packed)
         window_start, window_bytes = time.monotonic(), 0
         while have < remote.size:
             buffer, count = hasher.buffer(), 0
             try:
                 count = read(memoryview(buffer)[: min(PIECE, remote.size - have)])
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, EOFError) as error:
                 raise Broken(network_errors.explain(error, remote.url)) from error
             finally:
                 hasher.take(buffer, count)  # also where nothing came: it goes back to the ring
@@ -128,6 +135,18 @@ def _receive(remote: Remote, file: IO[bytes], hasher: Hasher, have: int, on_byte
                     slow = f"{network_errors.host(remote.url)} sends next to nothing."
                     raise Broken(KitError(slow, "check the network"))
                 window_start, window_bytes = now, 0
+
+
+def _unpacking(remote: Remote, response: http.client.HTTPResponse, packed: str) -> Callable[[memoryview], int]:
+    """Reads what a proxy on the way has packed. Raises KitError for a way of packing that Python does not know."""
+    if packed not in ("gzip", "x-gzip"):
+        raise KitError(
+            f"something on the way to {network_errors.host(remote.url)} packs what it sends ({packed}).",
+            "another network, or around the proxy: NO_PROXY",
+        )
+    import gzip
+
+    return gzip.GzipFile(fileobj=response).readinto
 
 
 def _write(file: IO[bytes], data: memoryview) -> None:

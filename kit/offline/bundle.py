@@ -19,7 +19,10 @@ from kit.models.registry import Model
 SUMS, README = "SHA256SUMS", "README"
 KIT, WHEELS, MODELS = "kit", "wheels", "models"
 # What file managers leave on a stick; never listed, never read.
-CLUTTER = re.compile(r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.fseventsd|Thumbs\.db|desktop\.ini")
+CLUTTER = re.compile(
+    r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.Trash-\d+|\.fseventsd|\.TemporaryItems|\.DocumentRevisions-V100"
+    r"|\.apdisk|Thumbs\.db|desktop\.ini|System Volume Information|\$RECYCLE\.BIN|lost\+found"
+)
 MARGIN = 50_000_000  # bytes that stay free
 SUMS_LIMIT = 4_000_000  # bytes: a list of 40,000 files
 AGAIN = "fetch the bundle anew from whoever made it, and compare its digest"
@@ -91,9 +94,11 @@ def listing(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
         inside = pending.pop()
         for entry in sorted(os.scandir(folder / inside), key=lambda entry: entry.name, reverse=True):
             path = f"{inside}/{entry.name}" if inside else entry.name
+            if CLUTTER.fullmatch(entry.name):
+                continue
             if entry.is_dir(follow_symlinks=False):
                 pending.append(path)
-            elif not CLUTTER.fullmatch(entry.name):
+            else:
                 yield path, entry.stat(follow_symlinks=False)
 
 

@@ -101,19 +101,22 @@ class Tar:
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
         self._members: dict[str, tarfile.TarInfo] = {}
+        size = os.fstat(self._file.fileno()).st_size
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as tar:
                 for member in tar:
                     bundle.check_path(member.name)
                     _, _, inside = member.name.partition("/")
-                    if member.isdir() or bundle.CLUTTER.fullmatch(member.name.rpartition("/")[2]):
+                    if member.isdir() or any(map(bundle.CLUTTER.fullmatch, member.name.split("/"))):
                         continue
                     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
                         raise bundle.refusal(member.name, NO_FILE)
+                    if not 0 <= member.size <= size - member.offset_data:
+                        raise bundle.refusal(member.name, "is larger than the tar that it is in")
                     if not inside or inside in self._members:
                         raise bundle.refusal(member.name, "is not a path that a bundle has, or is there twice")
                     self._members[inside] = member
-        except (tarfile.TarError, EOFError, ValueError) as error:
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
             raise KitError(f"{path} is no tar of a bundle, or is cut short: {error}.", bundle.AGAIN) from error
 
     def read_sums(self) -> bytes:
