@@ -46,6 +46,16 @@ foreign := $(shell awk -F '[|]' '/^[A-Z]/ { gsub(/[*]/, "%"); print $$1; n = spl
 cleared := $(filter-out $(patsubst !%,%,$(filter !%,$(foreign))),$(filter $(filter-out !%,$(foreign)),$(.VARIABLES)))
 $(foreach name,$(cleared),$(eval unexport $(name)))
 
+# What is typed and no verb knows: it would be taken no notice of.
+known := $(shell awk -F ' *[|]' '/^[A-Z]/ { print $$1 }' $(table)) KIT_% HF_% PIP_% UV_% OMP_% GOMP_% KMP_% MKL_% ATEN_% PYTHON% \
+  SSL_% HTTP_% HTTPS_% NO_% http_% https_% no_% XDG_% DOCKER_% TMPDIR HOME PATH LANG LC_% SHELL MAKE% REQUIRE_DOCKER
+typed-names := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $(name))),$(name)))
+unknown := $(filter-out $(known) -%,$(typed-names))
+ifneq ($(unknown),)
+nearest := $(filter $(known),$(shell echo $(unknown) | tr 'a-z-' 'A-Z_'))
+$(error no verb has a variable $(unknown)$(if $(nearest), (it is $(nearest))): README.md lists them)
+endif
+
 starter := models/starter/.verified.json
 
 ##@ The two commands

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import paths
-from kit.errors import KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.files import beside, cause_of
 
 FORMAT = 1
@@ -51,6 +51,21 @@ def _write(path: Path, put: Callable[[Path], object]) -> Path:
     except Exception as error:  # a picture, of a library that draws
         raise KitError(f"the report {path.name} could not be made: {error}.", "please report it") from error
     return path
+
+
+def latest_two() -> tuple[Path, Path]:
+    """The latest report that has an earlier one of its kind, behind that one; as a person types them. Raises WrongUsage
+    where there are no two of a kind."""
+    later: dict[str, Path] = {}
+    names = (path.name for path in paths.REPORTS.glob("*-*.json"))
+    for name in sorted(names, key=lambda name: name.partition("-")[2], reverse=True):
+        kind = name.partition("-")[0]
+        if kind in later:
+            return Path("reports") / name, Path("reports") / later[kind].name
+        if kind in KINDS:
+            later[kind] = Path(name)
+    hint = Command("verify"), " writes one, and a run with RECORD=1"
+    raise WrongUsage("reports/ has no two reports of a kind.", *hint)
 
 
 def read(path: Path) -> Report:

@@ -186,6 +186,13 @@ class Settings:
     warnings: tuple[str, ...] = ()
 
 
+def how_to_write(name: str, path: Path = DOTENV) -> str:
+    """What to type so that .env holds a value: what is there already is kept."""
+    if path.exists():
+        return f"write it behind {name}= in .env"
+    return f"cp .env.example .env && chmod 600 .env, and write it behind {name}="
+
+
 def content(path: Path) -> bytes | None:
     """What is in .env, None for none. Raises KitError where it cannot be read."""
     try:

@@ -23,13 +23,18 @@ WIDTH, BEFORE = 60, 20  # characters of a value that are shown, and those of the
 def compare(a: str | None, b: str | None) -> None:
     """Print what differs between two reports, most important first. Exit status 0: the same; 1: different.
 
-    Of two benches: what changed beyond the noise, and then what it may come from.
+    Of two benches: what changed beyond the noise, and then what it may come from. Without A and B it takes the two
+    latest reports of a kind.
 
     \b
+    make compare
     make compare A=reports/manifest-mine.json B=reports/manifest-hers.json
     """
+    if not a and not b:
+        a, b = map(str, reports.latest_two())
+        cli.note(f"A={a} B={b}")
     if not a or not b:
-        raise WrongUsage("A and B are both needed.", Command("compare", A="reports/one.json", B="reports/other.json"))
+        raise WrongUsage("A and B are both needed, or neither.", Command("compare"), " takes the two latest of a kind")
     one, other = reports.read(Path(a)), reports.read(Path(b))
     if (one.kind, other.kind) == ("bench", "bench"):
         found = bench_compare.differences(one, other)
@@ -44,6 +49,7 @@ def compare(a: str | None, b: str | None) -> None:
     count = "1 difference" if len(found) == 1 else f"{len(found)} differences"
     cli.note(count if found else "the same, in all that decides a result")
     if found:
+        cli.note("exit status 1 says so, which make calls an error")
         raise click.exceptions.Exit(1)
 
 

@@ -8,12 +8,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from kit import settings
 from kit.errors import Command, Part
 from kit.settings import CONTAINER_VERBS
+
+# The model that was typed for this verb: what to type next is about the same one, unless it names another.
+typed_model: str | None = None
+
+
+def about_model(command: Command) -> Command:
+    takes = command.verb in settings.BY_NAME["MODEL"].verbs and not {"MODEL", "FROM"} & set(command.variables)
+    if takes and typed_model:
+        return Command(command.verb, MODEL=typed_model, **command.variables)
+    return command
 
 
 def words(hint: Iterable[Part]) -> str:
     """The hint as a person reads it."""
+    hint = [part if isinstance(part, str) else about_model(part) for part in hint]
     container = os.environ.get("KIT_CONTAINER") == "1"
     return "".join(
         part if isinstance(part, str) else outside_container(part) if container else typed(part) for part in hint

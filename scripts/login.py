@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from kit import settings
 from kit.errors import Command, KitError
 from kit.hub import client as hub
 from kit.hub.client import Token
@@ -52,7 +53,7 @@ def ask() -> Token:
         raise KitError(
             "there is no token: HF_TOKEN is empty, in the environment and in .env.",
             f"1. make one that reads gated models: {NEW_TOKEN_PAGE}\n",
-            "  2. cp .env.example .env && chmod 600 .env, and write it behind HF_TOKEN=\n  3. ",
+            f"  2. {settings.how_to_write('HF_TOKEN')}\n  3. ",
             Command("login"),
         )
     cli.note(f"No token yet. Make one that reads gated models: {NEW_TOKEN_PAGE}")

@@ -13,6 +13,7 @@ from kit.engines import devices, methods, torch_engine
 from kit.environment import lock as locks
 from kit.models import gguf_files
 from kit.settings import Variable
+from scripts import hints
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -56,15 +57,27 @@ def _option(variable: Variable) -> Callable[[Verb], Verb]:
     if variable.kind in RANGES:
         kind = RANGES[variable.kind](variable.low, variable.high)
     shown = METAVARS.get(variable.name)
+    callback = remember_model if variable.name == "MODEL" else None
     return click.option(
         *names,
         envvar=envvar,
         type=kind,
         default=variable.default,
+        callback=callback,
         show_default=bool(variable.default),
         metavar=f"[{'|'.join(shown)}]" if shown else None,
         help=about,
     )
+
+
+def remember_model(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """For the hints; of .env they need not speak, it counts for the next command too."""
+    typed = context.get_parameter_source(parameter.name or "") in (
+        ParameterSource.COMMANDLINE,
+        ParameterSource.ENVIRONMENT,
+    )
+    hints.typed_model = value if typed and value != parameter.default else None
+    return value
 
 
 def number_formats(context: click.Context, method: str, dtype: str, quant: str) -> tuple[str, str]:

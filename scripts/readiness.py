@@ -47,6 +47,7 @@ def readiness(codes: str | None) -> None:
     ready = sum(attendee.ready for attendee in attendees)
     cli.result(f"{ready} of {len(attendees)} ready\n")
     if ready < len(attendees):
+        cli.note("exit status 1 says that not everybody is, which make calls an error")
         raise click.exceptions.Exit(1)
 
 

@@ -60,7 +60,7 @@ def run(
     The completion goes to stdout and nothing else does; facts about it go to stderr.
 
     \b
-    make run PROMPT="The capital of France is"
+    make run PROMPT='The capital of France is'
     make run METHOD=manual DEVICE=cpu MAX_NEW_TOKENS=20
     make -s run JSON=1 | python3 -m json.tool
     """
@@ -94,6 +94,8 @@ def run(
     elif not completion.text.endswith("\n"):
         cli.result("\n")
     cli.note(summary(completion))
+    for remark in completion.notes:
+        cli.note(f"note: {remark}")
     if record:
         path = reports.write("run", recorded_run.content(request, completion))
         again = words([Command("run", FROM=path.relative_to(paths.ROOT))])

@@ -82,6 +82,7 @@ def test_the_first_stage_parses_on_python_3_9_and_imports_the_standard_library_a
         "fcntl",
         "ctypes",
         "dataclasses",
+        "difflib",
         "errno",
         "fnmatch",
         "functools",

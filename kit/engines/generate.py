@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kit.engines import imports, memory, methods, threads
 from kit.engines.devices import Device
-from kit.engines.engine import Engine
+from kit.engines.engine import Engine, Generated
 from kit.engines.request import Completion, Request
 from kit.environment import machine
 from kit.environment.machine import Machine
@@ -112,4 +112,17 @@ def _complete(
         device_memory_bytes=engine.device_memory(),
         versions=imports.versions(engine.packages),
         facts={**engine.facts(), "threads": threads.record()},
+        notes=tuple(_surprises(request, engine, came)),
     )
+
+
+def _surprises(request: Request, engine: Engine, came: Generated) -> Iterator[str]:
+    """What a newcomer would not expect of a prompt, and may not see."""
+    begin = engine.examined.begin
+    if begin is not None and came.prompt_ids[:2] == [begin, begin]:
+        token = engine.decode([begin])
+        yield f"the prompt begins with {token}, and the tokenizer puts one in front of every prompt: two of them now"
+    if request.prompt.endswith("\n"):
+        yield "the prompt ends with a line end, which is a part of it: the model goes on in a new line"
+    if not came.text and came.token_ids and came.token_ids[-1] in engine.examined.ends:
+        yield "the model ended the text at once: a beginning for it to go on with works better than a question"

@@ -37,7 +37,7 @@ class Completion:
 
     `first_token_s` runs from the call of generate to its first token (so it holds the prompt's own pass),
     `decode_tokens_per_s` counts the tokens after the first, `total_s` is all of it, imports included. `facts` is what
-    the engine says of itself, for a record of the run.
+    the engine says of itself, for a record of the run; `notes` are sentences for a person whom the text may surprise.
     """
 
     model: str
@@ -62,7 +62,8 @@ class Completion:
     device_memory_bytes: int | None
     versions: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The document of JSON=1."""
-        return {name: value for name, value in asdict(self).items() if name != "facts"}
+        return {name: value for name, value in asdict(self).items() if name not in ("facts", "notes")}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 
+HOME = "https://huggingface.co"
 # Seconds. The client itself sets none for whoami and for listings.
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 20.0
@@ -67,7 +68,7 @@ def endpoint() -> str:
     """
     value = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/")
     if not value:
-        return "https://huggingface.co"
+        return HOME
     try:
         parts = urlsplit(value)
         good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)

@@ -19,6 +19,7 @@ from kit.models import random_weights, starter
 from kit.models.registry import Model, ModelFile
 from kit.net import errors as network_errors
 from kit.net import transfer
+from kit.net.errors import Refusal
 from kit.net.get import Remote
 
 MARGIN = 50_000_000  # bytes that stay free
@@ -81,6 +82,9 @@ def _fetch_missing(model: Model, on_progress: Progress, on_note: Note) -> None:
     need = sum(file.size for file in wanted) - there + MARGIN
     require_room(f"what is missing of {model.name}", model.folder, need, AGAIN)
     token = hub.token_to_send(model)
+    if model.gated and token is None and hub.endpoint() == hub.HOME:  # a mirror may need none
+        refused = Refusal(401, {"x-error-code": "GatedRepo"}, hub.HOME, hub.HOME, token_sent=False)
+        raise hub_errors.explain_refusal(refused, model)
     explain = partial(hub_errors.explain_refusal, model=model)
     value = token.value if token else None
     before = model.size - sum(file.size for file in wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kit import settings
 from kit.errors import Command, Hint, KitError
 from kit.models.registry import Model
 from kit.net import errors as network_errors
@@ -76,7 +77,7 @@ TABLE: list[tuple[Matches, str, Hint]] = [
         "{name} is gated, and no token was sent.",
         (
             "1. accept the licence at {page}\n  2. make a token that reads gated models: " + NEW_TOKEN_PAGE + "\n",
-            "  3. cp .env.example .env && chmod 600 .env, write it behind HF_TOKEN=, then: ",
+            "  3. {write}, then: ",
             Command("login"),
             *STARTER,
         ),
@@ -137,6 +138,7 @@ def explain_refusal(refusal: Refusal, model: Model | None = None) -> KitError:
     """The KitError for what the Hub answered about `model`, or who it sent a client to."""
     code, said = refusal.header("x-error-code"), refusal.header("x-error-message").lower()
     words = {"name": "the model", "page": "its page on the Hub", "at": "", "r": refusal}
+    words["write"] = settings.how_to_write("HF_TOKEN")
     words["quoted"] = refusal.header("x-error-message").strip()[:300]
     if model:
         page = f"https://huggingface.co/{model.repo_id}"

@@ -5,13 +5,15 @@ Parsed by Python 3.9, for the doctor; reading the file takes 3.11's tomllib.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kit import paths
-from kit.errors import Command, KitError, WrongUsage
+from kit.errors import Command, Hint, KitError, WrongUsage
 
 RESTORE = "mend it, or get it back: git checkout env/models.toml"
 
@@ -107,8 +109,19 @@ def find(name: str) -> Model:
     """The model called `name`. Raises WrongUsage with the names that there are."""
     models = read()
     if name not in models:
-        raise WrongUsage(f"there is no model {name!r}. Models: {', '.join(models)}.", Command("run", MODEL="starter"))
+        known = ", ".join(models)
+        hint: Hint = (Command("run", MODEL="starter"),)
+        if near := nearest(name, models):
+            hint = (f"MODEL={near}, perhaps",)
+        raise WrongUsage(f"there is no model {name!r}. Models: {known}.", *hint)
     return models[name]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The name that was meant, perhaps; "" where none is near."""
+    names = list(names)
+    starting = [each for each in names if name and each.startswith(name.lower())]
+    return next(iter([*starting, *difflib.get_close_matches(name.lower(), names, 1)]), "")
 
 
 def _model(name: str, section: dict[str, Any]) -> Model:

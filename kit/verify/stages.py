@@ -67,9 +67,10 @@ def verify(request: Request, on_progress: Progress = silent) -> Verification:
     no reference, no model, or a device cannot run, WrongUsage for names that are unknown."""
     model = request.model
     methods.check(request)
-    reference = golden.read(model)
+    golden.require_meaning(model)
     if len(model_folder.missing(model)) == len(model.files):
         model_folder.check(model)
+    reference = golden.read(model)
     hashes = _check_hashes(model, on_progress)
     if not hashes.ok:
         return Verification(model, request.method, request.device, request.dtype, (hashes,))
