@@ -167,3 +167,14 @@ def test_compare_says_what_differs_and_exits_1(recorded, script):
     assert done.status == 1
     assert done.out == "request.seed\n  A  5\n  B  6\n"
     assert script("compare", "--a", str(path), cwd=folder).status == 2
+
+
+def test_without_names_the_two_latest_of_a_kind_are_taken(tmp_path, monkeypatch):
+    from kit import paths, reports
+
+    monkeypatch.setattr(paths, "REPORTS", tmp_path)
+    with pytest.raises(WrongUsage, match="no two reports of a kind"):
+        reports.latest_two()
+    for name in ("run-20260101T1", "manifest-20260102T1", "run-20260103T1", "bench-20260104T1", "run-20260105T1"):
+        (tmp_path / f"{name}-000001.json").write_text("{}")
+    assert [path.name[:14] for path in reports.latest_two()] == ["run-20260103T1", "run-20260105T1"]

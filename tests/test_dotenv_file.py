@@ -86,3 +86,9 @@ def test_a_file_that_others_can_read_is_noticed(tmp_path: Path):
     assert [following for _, following in settings.exposures(path)] == ["chmod 600 .env"]
     path.chmod(0o600)
     assert settings.exposures(path) == []
+
+
+def test_the_example_changes_no_model_before_it_can_be_had():
+    """Copied as it is, every verb runs the starter."""
+    values = settings.read(ROOT / ".env.example").values
+    assert "MODEL" not in values

@@ -254,3 +254,16 @@ def test_too_many_new_tokens_hint_at_how_many_fit(complete):
     with pytest.raises(WrongUsage) as caught:
         complete(max_new_tokens=8190)
     assert "make run MAX_NEW_TOKENS=8187" in words(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("What is the capital of Germany?", "the model ended the text at once: a beginning"),
+        ("Water boils at\n", "the prompt ends with a line end, which is a part of it"),
+    ],
+)
+def test_what_would_surprise_a_newcomer_is_said(complete, prompt, says):
+    notes = complete(prompt, method="llamacpp", max_new_tokens=3).notes
+    assert any(says in note for note in notes)
+    assert complete(method="llamacpp", max_new_tokens=3).notes == ()

@@ -105,3 +105,19 @@ def test_no_command_is_typed_out(path):
         return
     for line, text in literals(path):
         assert not re.search(rf"(?<!for )\bmake ({verbs})\b", text), f"line {line}: {text}"
+
+
+def test_a_hint_keeps_to_the_model_that_was_typed(monkeypatch):
+    from scripts import hints
+
+    monkeypatch.setattr(hints, "typed_model", "other")
+    assert hints.words([Command("run", METHOD="manual")]) == "make run MODEL=other METHOD=manual"
+    assert hints.words([Command("run", MODEL="starter")]) == "make run MODEL=starter"
+    assert hints.words([Command("setup")]) == "make setup"
+    assert hints.words([Command("run", FROM="reports/x.json")]) == "make run FROM=reports/x.json"
+
+
+def test_a_refusal_with_a_model_typed_names_that_model(script):
+    done = script("run", "--model", "smollm2-135m", "--dtype", "float32", "--method", "llamacpp")
+    assert "METHOD=pipeline" in done.err
+    assert "MODEL=smollm2-135m" in done.err

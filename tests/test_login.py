@@ -359,3 +359,17 @@ def test_where_a_token_comes_from_is_said(kit):
     assert "(HUGGING_FACE_HUB_TOKEN)" in done.err
     done = kit.run("logout", HUGGING_FACE_HUB_TOKEN=TOKEN)
     assert "the environment still holds HUGGING_FACE_HUB_TOKEN" in done.err
+
+
+def test_what_is_in_dotenv_already_is_not_copied_over(tmp_path):
+    from kit import settings
+
+    assert settings.how_to_write("HF_TOKEN", tmp_path / ".env").startswith("cp .env.example .env")
+    (tmp_path / ".env").write_text("MODEL=mine\n")
+    assert settings.how_to_write("HF_TOKEN", tmp_path / ".env") == "write it behind HF_TOKEN= in .env"
+
+
+def test_a_download_without_a_token_says_so_before_it_asks_the_network(kit):
+    done = kit.run("download", "--model", "gated", HF_ENDPOINT="", HTTPS_PROXY="http://127.0.0.1:9")
+    assert done.status == 1
+    assert "meta/gated-1b is gated, and no token was sent" in done.err

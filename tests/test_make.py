@@ -130,3 +130,22 @@ def test_purge_leaves_another_folders_models(tmp_path, kit_copy, cdpath, command
     assert (done.status, done.out) == (0, "")
     assert (elsewhere / "models").exists()
     assert not (kit_copy / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("prompt=hello", "no verb has a variable prompt (it is PROMPT)"),
+        ("max-new-tokens=3", "no verb has a variable max-new-tokens (it is MAX_NEW_TOKENS)"),
+        ("PROMT=hello", "no verb has a variable PROMT: README.md lists them"),
+    ],
+)
+def test_a_variable_that_no_verb_knows_is_named_where_it_is_typed(make, word, says):
+    done = make("run", word)
+    assert done.status == 2
+    assert says in done.err
+    assert make("-n", "run", env=dict([word.split("=")])).status == 0  # other programs export what they like
+
+
+def test_variables_of_libraries_may_be_typed(make):
+    assert make("-n", "run", "HF_HOME=/x", "OMP_NUM_THREADS=1", "https_proxy=http://x", "KIT_DEBUG=1").status == 0

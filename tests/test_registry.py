@@ -57,3 +57,12 @@ def test_a_section_of_another_form_is_named_with_the_way_back(tmp_path, content,
 def test_an_unknown_model_is_refused_with_the_list():
     with pytest.raises(WrongUsage, match=r"'gpt'.*starter, llama-3\.2-1b"):
         registry.find("gpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("llama", "llama-3.2-1b"), ("starte", "starter"), ("Smollm2", "smollm2-135m")]
+)
+def test_an_unknown_model_is_answered_with_the_nearest_name(name, near):
+    with pytest.raises(WrongUsage) as caught:
+        registry.find(name)
+    assert caught.value.hint == (f"MODEL={near}, perhaps",)
