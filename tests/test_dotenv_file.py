@@ -10,6 +10,7 @@ import pytest
 from dotenv import dotenv_values
 
 from kit import settings
+from kit.paths import ROOT
 
 
 @pytest.mark.parametrize(
