@@ -135,6 +135,7 @@ class LlamaServer:
             parameter.n_threads = machine.performance().count
         # A chat's template and a page for a browser: not for a base model.
         parameters.use_jinja = parameters.enable_chat_template = parameters.ui = False
+        parameters.chat_template = "chatml"  # the model's own may be none that it can read, and is not asked for
         parameters.api_keys = [self._key]
         parameters.slot_save_path = self._slots.name + "/"
         parameters.verbosity = 4  # the least that tells which layers ran where

@@ -21,9 +21,15 @@ class PipelineEngine(TorchEngine):
     method = "pipeline"
 
     def open(self) -> PreTrainedModel:
-        from transformers import pipeline
+        from transformers import GenerationConfig, pipeline
 
-        self.pipe = pipeline("text-generation", model=str(self.model.folder), tokenizer=self.tokenizer, **self.where)
+        self.pipe = pipeline(
+            "text-generation",
+            model=str(self.model.folder),
+            tokenizer=self.tokenizer,
+            model_kwargs={"generation_config": GenerationConfig()},
+            **self.where,
+        )
         return self.pipe.model
 
     def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:
@@ -36,9 +42,11 @@ class ManualEngine(TorchEngine):
     method = "manual"
 
     def open(self) -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
-        return AutoModelForCausalLM.from_pretrained(self.model.folder, **self.where)
+        return AutoModelForCausalLM.from_pretrained(
+            self.model.folder, generation_config=GenerationConfig(), **self.where
+        )
 
     def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:
         import torch

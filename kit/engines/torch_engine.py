@@ -279,12 +279,13 @@ class TokenStream:
     """
 
     def __init__(self, engine: Engine, prompt_ids: list[int], on_text: Callable[[str], None]) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._engine = engine
-        # Behind the prompt: a decoder may drop the first blank of what it is given alone.
-        self._decoder = DecodeStream(prompt_ids, skip_special_tokens=True)
         self._asked = prompt_ids
+        # The text of a token is what it adds behind the ones from `_start` to `_said`, which have been said: alone, a
+        # decoder may drop its first blank. (tokenizers' DecodeStream gives up where bytes that are tokens of their own
+        # make no character.)
+        self._ids = list(prompt_ids)
+        self._start, self._said = 0, len(prompt_ids)
         self._on_text = on_text
         self.text = ""
         self.prompt_ids: list[int] | None = None
@@ -299,7 +300,14 @@ class TokenStream:
         for token_id in ids:
             self.times.append(time.perf_counter())
             self.token_ids.append(token_id)
-            self._say(self._decoder.step(self._engine.backend, token_id))
+            self._ids.append(token_id)
+            before, text = self._text(self._start, self._said), self._text(self._start, len(self._ids))
+            if text.startswith(before) and text != before and not text.endswith("\ufffd"):
+                self._say(text[len(before) :])
+                self._start, self._said = self._said, len(self._ids)
+
+    def _text(self, start: int, end: int) -> str:
+        return str(self._engine.backend.decode(self._ids[start:end], skip_special_tokens=True))
 
     def end(self) -> None:
         """Says what is left: the bytes of a character that the last token did not finish."""
@@ -308,7 +316,7 @@ class TokenStream:
             self._say(whole[len(self.text) :])
         self.text = whole
 
-    def _say(self, piece: str | None) -> None:
+    def _say(self, piece: str) -> None:
         if piece:
             self.text += piece
             self._on_text(piece)

@@ -303,11 +303,31 @@ def tokenizer_ids(source: Source, rows: int, against: list[Objection], notes: li
     except (LookupError, TypeError, AttributeError):
         against.append(Objection("tokenizer.json has no vocabulary"))
         return {}
+    against += _added_objections(source, tokenizer)
     if left := [key for key in ("truncation", "padding") if tokenizer.get(key)]:
         notes.append(f"tokenizer.json has {' and '.join(left)} left in it, which the kit takes no notice of")
     if rows and (beyond := sorted(token for token, place in ids.items() if place >= rows)):
         notes.append(f"{_some(beyond)}: tokens beyond the {rows} that the weights have rows for")
     return ids
+
+
+def _added_objections(source: Source, tokenizer: dict[str, Any]) -> list[Objection]:
+    """Where an added token is not in the vocabulary and not behind it, the tokenizers library gives it another id than
+    the file says, and transformers leaves it out."""
+    if not isinstance(source, Folder):
+        return []
+    from tokenizers import Tokenizer
+
+    try:
+        loaded = Tokenizer.from_file(str(source.owner.folder / "tokenizer.json"))
+    except Exception as error:  # the library's own: it has no other kind
+        return [Objection(f"tokenizer.json cannot be loaded: {error}")]
+    ids = {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()}
+    wrong = {token: loaded.token_to_id(token) for token, place in ids.items() if loaded.token_to_id(token) != place}
+    return [
+        Objection(f"tokenizer.json says that {token!r} is token {ids[token]}, and it loads as {got}")
+        for token, got in wrong.items()
+    ]
 
 
 def _llamacpp_tokenizer(source: Source, rows: int) -> list[Objection]:
