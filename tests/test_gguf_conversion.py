@@ -26,6 +26,7 @@ from kit.formats.safetensors import SafetensorsFile, as_float32
 from kit.models import random_weights
 from kit.models.gguf_files import Quant
 from kit.verify import golden, tolerances
+from tests import tiny_llamas
 
 # Code, emoji, Devanagari, Thai, digits, and white space of every kind.
 CORPUS = [
@@ -320,3 +321,75 @@ def test_a_chat_template_in_the_tokenizers_settings_comes_along_too(starter, tmp
     config = json.loads((starter.folder / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ messages }}"}))
     assert gguf_tokenizer.read(tmp_path, 49152).chat_template == "{{ messages }}"
+
+
+# --- The proof --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    scaling = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    tiny_llamas.bake(tiny_llamas.Recipe(config={"rope_scaling": scaling}), tmp_path / "tiny", 1)
+    return tmp_path / "tiny"
+
+
+def flip(path: Path, tensor: str, change) -> None:
+    """Changes the bytes of a tensor of a written file."""
+    known = GgufFile(path)
+    entry = known.tensors[tensor]
+    size = known.sizes()[tensor]
+    known.close()
+    content = bytearray(path.read_bytes())
+    part = content[entry.offset : entry.offset + size]
+    content[entry.offset : entry.offset + size] = change(part)
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "zeroed": lambda part: bytes(len(part)),
+    "a bit of a number": lambda part: part[:101] + bytes([part[101] ^ 0x40]) + part[102:],
+    "rows swapped": lambda part: part[len(part) // 2 :] + part[: len(part) // 2],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("quant", ["bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("tensor", ["blk.1.attn_q.weight", "blk.0.ffn_down.weight", "output_norm.weight"])
+def test_a_tensor_that_is_not_its_source_is_seen(tiny, tmp_path, quant, damage, tensor):
+    path = tmp_path / "written.gguf"
+    to_gguf.convert(tiny, [tiny / "model.safetensors"], "tiny", quant, path)
+    to_gguf.prove(tiny, [tiny / "model.safetensors"], quant, path)
+    before = path.read_bytes()
+    flip(path, tensor, DAMAGES[damage])
+    if path.read_bytes() == before:  # a vector of ones has no order
+        return
+    with pytest.raises(KitError, match=rf"{tensor} is not model\..*, within the rounding of {quant}"):
+        to_gguf.prove(tiny, [tiny / "model.safetensors"], quant, path)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ((llama, "permute", lambda values, heads: values), r"attn_.* is not model"),
+        (
+            (llama, "rope_freqs", lambda theta, scaling, head_dim: numpy.ones(head_dim // 2, "f4")),
+            "RoPE factors are not config.json's",
+        ),
+    ],
+)
+def test_a_file_that_was_written_wrong_does_not_get_its_name(tiny, tmp_path, monkeypatch, where, says):
+    path = tmp_path / "written.gguf"
+    with monkeypatch.context() as wrong:
+        wrong.setattr(*where)
+        to_gguf.convert(tiny, [tiny / "model.safetensors"], "tiny", "bf16", path)
+    with pytest.raises(KitError, match=says):
+        to_gguf.prove(tiny, [tiny / "model.safetensors"], "bf16", path)
+
+
+def test_what_the_file_says_of_the_model_is_held_against_its_config(tiny, tmp_path):
+    path = tmp_path / "written.gguf"
+    to_gguf.convert(tiny, [tiny / "model.safetensors"], "tiny", "bf16", path)
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    with pytest.raises(KitError, match=r"it says llama\.attention\.layer_norm_rms_epsilon"):
+        to_gguf.prove(tiny, [tiny / "model.safetensors"], "bf16", path)

@@ -116,6 +116,23 @@ class GgufFile:
         row_bytes = tensor.shape[-1] // block_elements * block_bytes
         return math.prod(tensor.shape[:-1]) * row_bytes, row_bytes
 
+    def rows(self, name: str, start: int, end: int) -> numpy.ndarray:
+        """The bytes of a tensor's rows (of a vector: its numbers) from `start` up to `end`, a row each."""
+        import numpy
+
+        tensor = self.tensors[name]
+        size, row_bytes = self._size(tensor)
+        if len(tensor.shape) == 1:
+            row_bytes //= tensor.shape[0]
+        if tensor.offset + size > len(self._bytes):
+            raise KitError(f"{self.path} ends before its tensor {name} does.", *REPAIR)
+        offset = tensor.offset + start * row_bytes
+        flat = numpy.fromfile(self.path, numpy.uint8, (end - start) * row_bytes, offset=offset)
+        return flat.reshape(end - start, row_bytes)
+
+    def close(self) -> None:
+        self._bytes.close()
+
     def decode(self, name: str) -> numpy.ndarray:
         """Tensor `name` as float32, in its shape (rows first)."""
         import numpy

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from kit.environment import machine
 from kit.errors import Command, KitError
 from kit.formats import gguf_tokenizer, llama
-from kit.formats.safetensors import SafetensorsFile, as_float32
+from kit.formats.gguf import GgufFile
+from kit.formats.safetensors import SafetensorsFile, as_float32, bfloat16
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -195,3 +196,141 @@ def _blocks(bits: numpy.ndarray, kind: Any, heads: int | None) -> numpy.ndarray:
         return numpy.ascontiguousarray(bits)
     blocks: numpy.ndarray = quantize(as_float32(bits), kind)
     return blocks
+
+
+# --- The proof: what stands in the file, held against its source ------------------------------------------------------
+
+# How far a number may be from its source, in steps of its block: half a step, or a whole one where the largest is cut
+# off (q4_0 has -8 to 7); and the rounding of the step itself, to float16, as often as it is taken.
+ALLOWED = {"q8_0": 0.5 + 127 / 2048, "q4_0": 1.0 + 8 / 2048}
+IN_CACHE = 1 << 17  # numbers looked at in one go: with what is made of them they stay in a processor's own cache
+SMALLEST = 2.0**-24  # a step that float16 cannot hold is none
+
+
+def prove(
+    folder: Path, weights: list[Path], quant: str, path: Path, on_progress: Progress = lambda share: None
+) -> None:
+    """Reads the file back and holds every tensor against its source, within its format's rounding, and what it says of
+    the model against config.json. Raises KitError that says what is not right.
+
+    Not by the way that it was written: by llama.cpp's name to transformers', with the order of rows undone, by numpy
+    alone, some rows at a time.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    config = llama.read_config(folder)
+    source, written = SafetensorsFile(weights), GgufFile(path)
+    try:
+        _prove_metadata(written, config)
+        names = dict(llama.tensor_names(source.tensors, bool(config.get("tie_word_embeddings"))))
+        extra = {"rope_freqs.weight"} if llama.rope(config)[1] else set()
+        if other := set(written.tensors) ^ (set(names) | extra):
+            raise _unproved(path, f"it has other tensors: {', '.join(sorted(other)[:3])}")
+        total, done = sum(source.tensors[own].count for own in names.values()), 0
+        with ThreadPoolExecutor(machine.performance().count) as pool:
+            for name, own in names.items():
+                if written.tensors[name].shape != source.tensors[own].shape:
+                    raise _unproved(path, f"{name} has another shape than {own}")
+                pieces = [
+                    pool.submit(_is_right, written, name, source, own, rows, heads, quant)
+                    for rows, heads in _pieces(source.tensors[own].shape, name, config)
+                ]
+                if not all(piece.result() for piece in pieces):
+                    raise _unproved(path, f"{name} is not {own}, within the rounding of {quant}")
+                done += source.tensors[own].count
+                on_progress(done / total)
+    finally:
+        written.close()
+
+
+def _unproved(path: Path, why: str) -> KitError:
+    return KitError(f"{path.name.strip('.')} was written and is not right: {why}.", "please report it, with the model")
+
+
+def _prove_metadata(written: GgufFile, config: dict[str, Any]) -> None:
+    heads, kv_heads, head_dim = llama.heads(config)
+    theta, scaling = llama.rope(config)
+    expected = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": config["max_position_embeddings"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv_heads,
+        "attention.key_length": head_dim,
+        "attention.value_length": head_dim,
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "rope.dimension_count": head_dim,
+        "rope.freq_base": theta,
+        "vocab_size": config["vocab_size"],
+    }
+    for key, value in expected.items():
+        got = written.metadata.get(f"llama.{key}")
+        if got is None or abs(got - value) > 1e-6 * abs(value):
+            raise _unproved(written.path, f"it says llama.{key} = {got}, and config.json {value}")
+    if len(written.metadata.get("tokenizer.ggml.tokens", ())) != config["vocab_size"]:
+        raise _unproved(written.path, "it has another number of tokens than config.json")
+    if scaling:
+        import numpy
+
+        factors = llama.rope_freqs(theta, scaling, head_dim)
+        if "rope_freqs.weight" not in written.tensors or not numpy.array_equal(
+            written.decode("rope_freqs.weight"), factors
+        ):
+            raise _unproved(written.path, "its RoPE factors are not config.json's")
+
+
+def _pieces(shape: tuple[int, ...], name: str, config: dict[str, Any]) -> Iterator[tuple[tuple[int, int], int | None]]:
+    """Rows from and up to which a thread looks at, and of a query or key projection how many heads they are."""
+    _, _, head_dim = llama.heads(config)
+    permuted = ".attn_q.weight" in name or ".attn_k.weight" in name
+    step = max(1, IN_CACHE // (shape[1] if len(shape) > 1 else 1))
+    if permuted:
+        step = -(-step // head_dim) * head_dim
+    for start in range(0, shape[0], step):
+        end = min(start + step, shape[0])
+        yield (start, end), ((end - start) // head_dim if permuted else None)
+
+
+def _is_right(
+    written: GgufFile,
+    name: str,
+    source: SafetensorsFile,
+    own: str,
+    rows: tuple[int, int],
+    heads: int | None,
+    quant: str,
+) -> bool:
+    import numpy
+
+    bits = source.rows(own, *rows)
+    blocks = written.rows(name, *rows)
+    if bits.ndim == 1:
+        return numpy.array_equal(blocks.view(numpy.float32).ravel(), as_float32(bits))
+    if quant == "bf16":
+        numbers = blocks.view(numpy.uint16)
+        numbers = llama.unpermute(numbers, heads) if heads else numbers
+        return numpy.array_equal(numbers, bits if bits.dtype == numpy.uint16 else bfloat16(as_float32(bits)))
+    # The source's rows in the file's order: before they are unpacked.
+    return _is_near(blocks, llama.permute(bits, heads) if heads else bits, quant)
+
+
+def _is_near(blocks: numpy.ndarray, bits: numpy.ndarray, quant: str) -> bool:
+    """Whether rows of blocks are rows of the source, within the rounding of their format."""
+    import numpy
+
+    width = 32 if quant == "q8_0" else 16
+    block = blocks.reshape(-1, 2 + width)
+    steps: Any = block[:, :2].copy().view(numpy.float16).astype(numpy.float32)
+    numbers: Any
+    if quant == "q8_0":
+        numbers = block[:, 2:].view(numpy.int8).astype(numpy.float32)
+    else:
+        numbers = numpy.empty((len(block), 32), numpy.float32)
+        numpy.bitwise_and(block[:, 2:], 15, out=numbers[:, :16], casting="unsafe")
+        numpy.right_shift(block[:, 2:], 4, out=numbers[:, 16:], casting="unsafe")
+        numbers -= 8
+    numbers *= steps
+    numbers -= as_float32(bits).reshape(numbers.shape)
+    numpy.abs(numbers, out=numbers)
+    return bool((numbers.max(axis=1) <= numpy.abs(steps[:, 0]) * ALLOWED[quant] + 130 * SMALLEST).all())

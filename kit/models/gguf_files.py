@@ -100,6 +100,7 @@ def ensure(model: Model, quant: Quant, on_progress: Progress = silent) -> bool:
         quant.stamp.unlink(missing_ok=True)
         weights = examine.weights(model)
         to_gguf.convert(model.folder, weights, model.title, quant.name, place, partial(on_progress, what))
+        to_gguf.prove(model.folder, weights, quant.name, place, partial(on_progress, f"proving {quant.path.name}"))
         digest = sha256(place)
         place.replace(quant.path)
         _write_stamp(model, quant, digest)  # before the next one that waits looks
