@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies
 
 from kit import paths
 from kit.engines import generate, methods
@@ -170,26 +172,32 @@ RECIPES = {
 
 
 def bare(folder, prompt: str) -> tuple[list[int], list[int], float, str | None]:
-    """The prompt's ids, the new ones, by how much the closest decision was clear, and the text behind the prompt's."""
+    """The same as below, with the closest decision's margin alone."""
+    asked, ids, margins, text = bare_with_margins(folder, prompt)
+    return asked, ids, min(margins), text
+
+
+def bare_with_margins(folder, prompt: str) -> tuple[list[int], list[int], list[float], str | None]:
+    """The prompt's ids, the new ones, by how much each decision was clear, and the text behind the prompt's."""
     from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, generation_config=GenerationConfig(), dtype=torch.float32)
     asked = tokenizer(prompt)["input_ids"]
-    ids, clear = list(asked), 9.0
+    ids, margins = list(asked), []
     ends = ends_of(folder)
     with torch.inference_mode():
         for _ in range(TOKENS):
             logits = model(torch.tensor([ids])).logits[0, -1]
             best = logits.topk(2).values
-            clear = min(clear, float((best[0] - best[1]) / logits.std()))
+            margins.append(float((best[0] - best[1]) / logits.std()))
             ids.append(int(logits.argmax()))
             if ids[-1] in ends:
                 break
     texts = [tokenizer.decode(each, skip_special_tokens=True) for each in (asked, ids)]
     # Bytes that are tokens of their own may make another character of the prompt's last ones.
     text = texts[1][len(texts[0]) :] if texts[1].startswith(texts[0]) else None
-    return asked, ids[len(asked) :], clear, text
+    return asked, ids[len(asked) :], margins, text
 
 
 def ends_of(folder) -> set[int]:
@@ -227,7 +235,14 @@ def baked(tmp_path_factory):
     return bake
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Of a model's own settings those that changed something once; the others in make test-slow.
+OFTEN = ("repetition_penalty", "suppress_tokens", "num_beams", "max_length", "stop_strings", "num_return_sequences")
+SELDOM = [name for name in RECIPES if name.startswith("generation: ") and not name.endswith(OFTEN)]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SELDOM else ()) for name in RECIPES]
+)
 def test_every_method_gives_bare_transformers_tokens_or_refuses(name, baked, monkeypatch):
     recipe = RECIPES[name]
     folder, truth = baked(name, recipe)
@@ -268,3 +283,88 @@ def test_a_token_that_any_file_says_ends_a_text_ends_it_in_every_method(name, ba
         forced = generate.complete(Request(model, recipe.prompt, method, "cpu", max_new_tokens=TOKENS, ignore_eos=True))
         assert len(forced.token_ids) == TOKENS
         assert truth[1][2] not in forced.token_ids
+
+
+# --- At random, and the same each time --------------------------------------------------------------------------------
+
+DRAWN = hypothesis.settings(
+    derandomize=True, database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
+UNICODE = strategies.one_of(
+    strategies.text(min_size=1, max_size=12),
+    strategies.lists(
+        strategies.sampled_from(
+            ["🦜", "👩\u200d👧", "e\u0301", "ﷺ", "\u00a0", "<|x|>", " ", "\n", "12", "the", " of", "'s"]
+        ),
+        min_size=1,
+        max_size=8,
+    ).map("".join),
+)
+
+
+def hold(folder, prompt: str) -> None:
+    """Every method against bare transformers; llama.cpp up to the first token that does not lead by a clear margin."""
+    asked, ids, margins, text = bare_with_margins(folder, prompt)
+    model = tiny_llamas.model_of(folder)
+    for method in methods.NAMES:
+        number_format = {"quant": "bf16"} if methods.of(method).setting == "quant" else {"dtype": "float32"}
+        pieces: list[str] = []
+        request = Request(model, prompt, method, "cpu", max_new_tokens=len(ids), **number_format)
+        completion = generate.complete(request, pieces.append)
+        clear = len(ids)
+        if methods.of(method).setting == "quant":
+            clear = next((place for place, margin in enumerate(margins) if margin < MARGIN), len(ids))
+        assert completion.prompt_tokens == len(asked)
+        assert completion.token_ids[:clear] == ids[:clear]
+        if completion.token_ids == ids and text is not None:
+            assert completion.text == text
+        assert "".join(pieces) == completion.text or "\ufffd" in completion.text
+
+
+@pytest.fixture(scope="module")
+def drawn_on(baked):
+    return baked("plain", RECIPES["plain"])[0]
+
+
+@hypothesis.settings(DRAWN, max_examples=12)
+@hypothesis.given(prompt=UNICODE)
+def test_any_prompt_gives_the_same_tokens_in_every_method(drawn_on, prompt):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "MODELS", drawn_on.parent)
+        hold(drawn_on, prompt)
+
+
+@strategies.composite
+def recipes(draw: strategies.DrawFn) -> Recipe:
+    kv_heads = draw(strategies.sampled_from([1, 2, 3]))
+    heads = kv_heads * draw(strategies.integers(1, 3))
+    config = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": heads * 16}
+    config |= {"head_dim": draw(strategies.sampled_from([None, 8, 16, 24]))}
+    config |= {"num_hidden_layers": draw(strategies.integers(1, 3)), "tie_word_embeddings": draw(strategies.booleans())}
+    config |= {"intermediate_size": draw(strategies.sampled_from([32, 96, 160]))}
+    config |= {"rope_theta": draw(strategies.sampled_from([100.0, 1e4, 5e5]))}
+    config |= {"rope_scaling": LLAMA3} if draw(strategies.booleans()) else {}
+    dtype = draw(strategies.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+    change = sharded if draw(strategies.booleans()) else void
+    return Recipe(config, dtype=dtype, tokenizer=draw(strategies.sampled_from(["smollm", "llama3"])), change=change)
+
+
+def hold_recipe(recipe: Recipe, prompt: str, folder) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "MODELS", folder)
+        examine._known.clear()
+        tiny_llamas.bake(recipe, folder / "drawn", 1)
+        hold(folder / "drawn", prompt)
+
+
+@hypothesis.settings(DRAWN, max_examples=8)
+@hypothesis.given(recipe=recipes(), prompt=UNICODE)
+def test_any_legal_config_gives_the_same_tokens_in_every_method(tmp_path_factory, recipe, prompt):
+    hold_recipe(recipe, prompt, tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.mark.slow
+@hypothesis.settings(DRAWN, max_examples=100)
+@hypothesis.given(recipe=recipes(), prompt=UNICODE)
+def test_a_hundred_legal_configs_give_the_same_tokens_in_every_method(tmp_path_factory, recipe, prompt):
+    hold_recipe(recipe, prompt, tmp_path_factory.mktemp("drawn"))

@@ -50,7 +50,10 @@ def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
         try:
             with path.open("rb") as file:
                 head = file.read(8)
-                tensors |= parse(path, head, file.read(header_length(path, head)))
+                own = parse(path, head, file.read(header_length(path, head)))
+                if any(tensor.offset + tensor.size > path.stat().st_size for tensor in own.values()):
+                    raise _no_safetensors(path, "it is cut short")
+                tensors |= own
         except OSError as error:
             raise _no_safetensors(path, error) from error
     return tensors
