@@ -114,11 +114,25 @@ download() {
   service download "$@"
 }
 
-# The token for a download: the environment's, .env's, or the one that the Hub's client keeps.
+# A path whose ~, $HOME or ${HOME} stands for the home folder, as the Hub's client reads one that was quoted or comes from .env.
+home_for() {
+  case $1 in
+    "~") printf '%s' "$HOME" ;;
+    "~/"* | '$HOME/'* | '${HOME}/'*) printf '%s/%s' "$HOME" "${1#*/}" ;;
+    *) printf '%s' "$1" ;;
+  esac
+}
+
+# The token for a download, where kit/hub/client.py finds it: the environment's, .env's, or the one that the Hub's client keeps.
 find_token() {
   [ -n "${HF_TOKEN:-}" ] || HF_TOKEN=$(from_dotenv HF_TOKEN)
-  [ -n "${HF_HOME:-}" ] || HF_HOME=$(from_dotenv HF_HOME)
-  [ -n "$HF_TOKEN" ] || HF_TOKEN=$(cat "${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/token" 2>/dev/null)
+  [ -n "$HF_TOKEN" ] || HF_TOKEN=${HUGGING_FACE_HUB_TOKEN:-}
+  if [ -z "$HF_TOKEN" ]; then
+    [ -n "${HF_HOME:-}" ] || HF_HOME=$(from_dotenv HF_HOME)
+    file=$(home_for "${HF_TOKEN_PATH:-${HF_HOME:-${XDG_CACHE_HOME:-~/.cache}/huggingface}/token}")
+    # What is none is refused where it is used, so line ends within it stay.
+    HF_TOKEN=$(cat "$file" 2>/dev/null)
+  fi
   [ -z "$HF_TOKEN" ] || export HF_TOKEN
 }
 

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import re
-from typing import Union
+from collections.abc import Mapping
+from typing import IO, Union
+from urllib.parse import quote, unquote
 
 # A token of the Hub; what stands behind Bearer; user and password in an address; what signs a link.
 SECRETS = re.compile(
     r"(?P<keep>\bbearer[\s:]+|://(?=[^/\s'\"]*@)"
-    r"|[?&](?:x-(?:amz|goog)-[\w-]+|signature|sig|policy|key-pair-id|token|access_token|api_key|password|secret)=)"
+    r"|(?:[?&;]|%3f|%26)(?:x-(?:amz|goog)-[\w-]+|signature|sig|policy|key-pair-id|credential|jwt|auth"
+    r"|(?:access_|security-|auth_?)?token|(?:api|auth|access)_?key|password|(?:client_)?secret)(?:=|%3d))"
     r"(?:(?<=://)[^/\s'\"]*(?=@)|(?<!://)[^\s'\"&]+)"
     r"|(?-i:\bhf_[\w.~+/=-]{8,})",
     re.IGNORECASE,
 )
 SHORTEST = 6  # characters of a secret's part; what is shorter may be a part of any word
+# Variables whose value is one: HF_TOKEN, UV_INDEX_<NAME>_PASSWORD, and whatever else a shell holds.
+NAMES_OF_SECRETS = re.compile(r"(?:^|_)(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY)$", re.IGNORECASE)
 _kept: set[str] = set()
 
 
 def keep_secret(value: str) -> None:
-    """From now on `washed` cuts this value out, and each part of it: a library quotes one with a line end escaped."""
-    _kept.update(part for part in re.split(r"[^\w.~+/=-]+", value) if len(part) >= SHORTEST)
+    """From now on `washed` cuts this value out, as a library may quote it, and each part of it."""
+    for form in {value.strip(), unquote(value.strip())}:
+        data = form.encode("utf-8", "surrogateescape")
+        quoted = (form, repr(form)[1:-1], repr(data)[2:-1], json.dumps(form)[1:-1], quote(data), quote(data, safe=""))
+        parts = re.split(r"[^\w.~+/=-]+", form, flags=re.ASCII)
+        _kept.update(part for part in (*quoted, *parts) if len(part) >= SHORTEST)
+
+
+def keep_secrets(variables: Mapping[str, str]) -> None:
+    """Keeps what the environment or .env holds of tokens, and of passwords and signatures in addresses."""
+    for name, value in variables.items():
+        if NAMES_OF_SECRETS.search(name):
+            keep_secret(value)
+            continue
+        for match in SECRETS.finditer(value):
+            keep_secret(match[0][len(match["keep"] or "") :])
+        # A password is written as it is, with any character in it; a proxy without its scheme; and several addresses.
+        for word in re.split(r"[\s,]+(?=\S*://)", value):
+            before, at, _ = word.rpartition("@")
+            _, scheme, account = before.rpartition("://")
+            user, colon, password = account.partition(":")
+            if at and (scheme or name.upper().endswith("_PROXY")):
+                keep_secret(password if colon else user)  # or a token in the user's place
+                keep_secret(base64.b64encode(unquote(account).encode("utf-8", "surrogateescape")).decode("ascii"))
 
 
 def washed(text: str) -> str:
@@ -27,6 +56,17 @@ def washed(text: str) -> str:
     for part in sorted(_kept, key=len, reverse=True):
         text = text.replace(part, "…")
     return SECRETS.sub(lambda found: (found["keep"] or "") + "…", text)
+
+
+def wash(stream: IO[str]) -> None:
+    """From now on whatever is written to the stream is washed: a library's log and a traceback, too."""
+    write = stream.write
+
+    def write_washed(text: str) -> int:
+        write(washed(text))
+        return len(text)
+
+    stream.write = write_washed  # type: ignore[method-assign]
 
 
 class Command:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import click
 
 from kit import files, settings
-from kit.errors import KitError, Part, WrongUsage, washed
+from kit.errors import KitError, Part, WrongUsage, keep_secrets, wash, washed
 from scripts.hints import words
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
@@ -38,6 +38,8 @@ def main(command: click.Command) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # The same bytes under every locale: LANG=C would refuse an emoji.
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    keep_secrets(os.environ)
+    wash(sys.stderr)
     status = _run(command)
     sys.stderr.flush()
     # Not sys.exit: all output is flushed, and taking torch apart costs 0.1 s more.
@@ -70,6 +72,7 @@ def _run(command: click.Command) -> int:
     try:
         settings.clear_foreign()
         read = settings.read()
+        keep_secrets(read.values)
         for warning in read.warnings:
             note(f"warning: {warning}")
         settings.apply(read)

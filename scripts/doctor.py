@@ -17,7 +17,7 @@ from kit import settings
 from kit.doctor import before_venv
 from kit.doctor import check as checks
 from kit.doctor.check import FAIL, Check
-from kit.errors import Command, KitError
+from kit.errors import Command, KitError, keep_secrets, wash
 from kit.paths import ROOT
 from scripts.hints import words
 
@@ -33,6 +33,10 @@ def main(arguments: list[str]) -> int:
     if set(arguments) - {"--json", SECOND_STAGE}:
         print(f"error: unknown: {' '.join(arguments)}\n  next: {USAGE}", file=sys.stderr)
         return 2
+    keep_secrets(os.environ)
+    with contextlib.suppress(KitError):
+        keep_secrets(settings.read().values)
+    wash(sys.stderr)
     model = setting("MODEL") or "starter"
     if SECOND_STAGE in arguments:
         from kit.doctor import in_venv

@@ -12,7 +12,7 @@ import time
 import traceback
 
 from kit.environment import lock as locks
-from kit.errors import Command, KitError, WrongUsage
+from kit.errors import Command, KitError, WrongUsage, keep_secrets, wash
 from kit.offline import bundle, install, sources
 from scripts.hints import words
 
@@ -25,6 +25,8 @@ def main() -> int:
     if "--help" in sys.argv[1:]:
         print(__doc__, USAGE, sep="\n")
         return 0
+    keep_secrets(os.environ)
+    wash(sys.stderr)
     place, wanted = os.environ.get("BUNDLE", ""), os.environ.get("SHA256", "").strip()
     try:
         unbundle(place, wanted)

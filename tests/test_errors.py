@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import traceback
+from urllib.parse import quote
 
 import pytest
 
@@ -77,3 +79,24 @@ def test_an_error_of_the_system_says_what_it_is_whatever_the_verb(number, says, 
     said = capsys.readouterr().err
     assert f"error: {says} (/some/file)." in said or "error: its own words (/some/file)." in said
     assert ("its own words" in said) == (number == errno.EXDEV)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("UV_INDEX_OWN_PASSWORD", "MARKED secret word", "MARKED secret word"),
+        ("PIP_INDEX_URL", "https://ada:p@ss/MARKED@index.example/simple", "p@ss/MARKED"),
+        ("HTTPS_PROXY", "ada:MARKEDword@proxy.example:3128", "MARKEDword"),
+        ("HF_TOKEN", "hf_MARKED\tMARKEDMARKED", "MARKEDMARKED"),
+        ("HF_ENDPOINT", "https://mirror.example/?x-amz-signature=MARKEDsignature", "MARKEDsignature"),
+    ],
+)
+def test_what_the_environment_holds_is_cut_out_of_whatever_is_written(name, value, secret, monkeypatch):
+    monkeypatch.setattr(errors, "_kept", set())
+    errors.keep_secrets({name: value})
+    stream = io.StringIO()
+    errors.wash(stream)
+    print(f"a library says {secret!r}, {quote(secret)} and {secret}", file=stream)
+    written = stream.getvalue()
+    assert "a library says" in written
+    assert "MARKED" not in written

@@ -56,6 +56,7 @@ VERBS = [
     ["setup"],
     ["lock"],
     ["variables", "--check"],
+    ["environment", "prove"],
     ["logout"],
 ]
 SLOW_VERBS = [

@@ -20,7 +20,8 @@ class Outcome:
     """
 
     def __init__(self, state: str, text: str, *following: Part) -> None:
-        self.state, self.text, self.next = state, text, following
+        self.state, self.text = state, washed(text)
+        self.next = tuple(washed(part) if isinstance(part, str) else part for part in following)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def run(listed: list[Listed]) -> Iterator[Check]:
             outcome = Outcome(FAIL, error.message, *error.hint)
         except Exception as error:
             text = f"the check itself failed: {type(error).__name__}: {error}"
-            outcome = Outcome(FAIL, washed(text), "please report it")
+            outcome = Outcome(FAIL, text, "please report it")
         yield Check(number, name, outcome.state, outcome.text, outcome.next)
 
 

@@ -117,16 +117,26 @@ class _Work:
         for left in self.folder.parent.glob(".base-model-kit-*.partial"):
             if left != self.partial:
                 _remove(left)
+        # What is written anew each time is no room that is taken: a tar that was not finished, copies of models.
+        for left in (place / ".arriving", self.partial / bundle.KIT, self.partial / bundle.MODELS):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _check_disk(self) -> None:
         """Raises KitError before the first byte where the bundle does not fit."""
         there = self.partial / bundle.WHEELS
         have = sum(wheel.stat().st_size for wheel in there.glob("*.whl"))
-        fetching = sum(WHEELS_BYTES for target in self.targets if wheels.missing(target, there))
+        fetching = sum(self._still_to_fetch(target, there) for target in self.targets)
         size = sum(model.size for model in self.models)
         copied = 0 if self.partial.stat().st_dev == paths.MODELS.stat().st_dev else size
         needed = 2 * fetching + have + size + copied + bundle.MARGIN
         require_room("the bundle", self.partial, needed, bundle.GOES_ON)
+
+    @staticmethod
+    def _still_to_fetch(target: Target, there: Path) -> int:
+        """Bytes of the wheels of `target` that are not there: all of them less those that are."""
+        missing = set(wheels.missing(target, there))
+        brought = [wheels.wheel_of(pin, target, there) for pin in locks.pins(target) if pin not in missing]
+        return max(0, WHEELS_BYTES - sum(wheel.stat().st_size for wheel in brought if wheel)) if missing else 0
 
     def _write_kit(self) -> None:
         place = self.partial / bundle.KIT
