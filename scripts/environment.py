@@ -1,5 +1,5 @@
-"""For env/bootstrap.sh, in the middle of a set-up: no library is there yet, and no click. An image is made with this and
-what it imports alone (env/Dockerfile), so that a change of other source costs no installation.
+"""For env/bootstrap.sh, in the middle of a set-up: no library is there yet, and no click. An image is made with this
+and what it imports alone (env/Dockerfile), so that a change of other source costs no installation.
 
 `uv-config TARGET` writes what counts of uv's own configuration files; `prove` ends with what .venv has not of the lock.
 """
