@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kit.errors import Command
 from kit.formats import llama_config
 from kit.hub import download as model_download
 from kit.models import examine, registry
@@ -34,7 +35,9 @@ def download(model: str) -> None:
     for framework in llama_config.ALL:
         if against := examined.against(framework):
             cli.note(f"warning: {framework} cannot run it: {'; '.join(against)}")
-    cli.next_step(*examine.how_to_run(found))
+    # The method that nobody has to type is one of PyTorch's.
+    able = not examined.against(llama_config.TORCH)
+    cli.next_step(*([Command("run", MODEL=model)] if able else examine.how_to_run(found)))
 
 
 if __name__ == "__main__":
