@@ -289,8 +289,8 @@ def _bandwidth(device: str) -> float | None:
 def content(bench: Bench, conclusions: list[str]) -> dict[str, Any]:
     """The content of reports/bench-*.json; docs/bench.md describes it."""
     plan, machine_and_libraries = bench.plan, facts.gather()
-    for engine in methods.ENGINES.values():
-        machine_and_libraries |= engine(plan.model, "cpu").facts()
+    for name in dict.fromkeys(each.method for each in plan.combinations):  # another one may not run this model
+        machine_and_libraries |= methods.of(name)(plan.model, "cpu").facts()
     return {
         "facts": machine_and_libraries,
         "model": {**plan.model.identity(), "random": plan.model.is_random},
