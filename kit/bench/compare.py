@@ -23,6 +23,8 @@ def differences(a: Report, b: Report) -> list[Difference]:
     """
     found = [*_measured(a.content, b.content), *_quality(a.content, b.content)]
     left, right = ({name: report.content.get(name, {}) for name in CAUSES} for report in (a, b))
+    for one, other in ((left, right), (right, left)):  # a framework that one did not measure: its row says so above
+        one["facts"] = {name: value for name, value in one["facts"].items() if name in other["facts"]}
     return [*found, *reports.differences(left, right)]
 
 
