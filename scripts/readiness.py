@@ -9,7 +9,7 @@ import click
 
 from kit.errors import Command, WrongUsage
 from kit.models import registry
-from kit.verify.readiness import judge
+from kit.verify.readiness import AGREES, judge
 from scripts import cli
 from scripts.options import takes
 
@@ -41,6 +41,7 @@ def readiness(codes: str | None) -> None:
     for attendee in sorted(attendees, key=lambda attendee: attendee.ready):
         code = attendee.code
         where = f"{code.model} on {code.device} in {code.dtype}, {code.platform}" if code else ""
+        where += ", without a reference" if code and code.outcome == AGREES else ""
         state = "ready" if attendee.ready else "NOT  "
         cells = [f"{attendee.name:{width}}", state, where, "; ".join(attendee.reasons)]
         cli.result("  ".join(filter(None, cells)) + "\n")

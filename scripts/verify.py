@@ -39,6 +39,8 @@ def verify(
 ) -> None:
     """Prove that this machine runs MODEL as the reference says: its files, its tokenizer, and its log-probabilities.
 
+    A model without a reference is held to itself: float32 on the CPU beside what is asked for. That is agreement.
+
     Writes reports/manifest-*.json, and ends with the readiness code for whoever organises the room.
 
     \b
@@ -92,8 +94,12 @@ def show(done: Verification, content: dict[str, Any]) -> None:
         cli.result(f"{'ok  ' if stage.ok else 'FAIL'}  {stage.name:9}  {stage.text}\n")
         for line in [*detail(stage), *stage.faults]:
             cli.result(f"{'':17}{line}\n")
-    outcome = "verified" if done.ok else "NOT verified"
+    agreement = done.proof == stages.AGREEMENT
+    outcome = ("agreement, not reproduction" if agreement else "verified") if done.ok else "NOT verified"
     cli.result(f"{outcome}: {done.model.name} on {done.device} in {done.dtype}, {done.method}\n")
+    if agreement and done.ok:
+        record = words((Command("verify", MODEL=done.model.name, RECORD="1"),))
+        cli.result(f"  there is no reference for it yet; {record} writes one, which others are held to\n")
     if done.failed:
         cli.result(f"  next: {words(following(done))}\n")
     cli.result(f"{content['readiness']}\n")
@@ -105,12 +111,12 @@ def detail(stage: Stage) -> list[str]:
         return []
     found = stage.verdict.replay
     same, tokens = sum(same for same, _ in found.common.values()), sum(tokens for _, tokens in found.common.values())
-    lines = [f"greedy text: {same} of {tokens} tokens before the first other one of each prompt"]
+    lines = [f"greedy text: {same} of {tokens} tokens before the first other one of each prompt"] if tokens else []
     if found.flips:
         close = len(found.flips) - len(stage.verdict.unexplained)
         allowed = ", as rounding may do" if not stage.verdict.unexplained else ""
         lines.append(
-            f"{len(found.flips)} positions have another token first{allowed}: {close} were as close in the reference"
+            f"{len(found.flips)} positions have another token first{allowed}: {close} were as close in {'the reference' if tokens else 'float32'}"
         )
     return lines
 
@@ -121,6 +127,8 @@ def following(done: Verification) -> Hint:
         return (Command("download", MODEL=model.name) if model.repo_id else Command("setup"),)
     if name == "tokenizer":
         return (Command("clean setup"),)
+    if done.proof == stages.AGREEMENT and name == stages.FLOAT32:
+        return (Command("run", MODEL="starter"), "  (these files are as pinned, and compute nothing: tell who made them)")
     if done.device == "mps" and name != "float32":
         doubt = "; if that is verified, do not trust this GPU's answers, and report both manifests"
         return Command("verify", DEVICE="cpu"), doubt

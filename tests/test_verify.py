@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from kit import paths, reports
 from kit.engines import methods
 from kit.engines.engine import Position
+from kit.engines.request import Request
 from kit.errors import KitError
 from kit.models import registry
+from kit.models.registry import Model
 from kit.paths import ROOT
 from kit.verify import golden, readiness, stages
 from tests.conftest import Done, own_file
+from tests.tiny_llamas import Recipe, bake, model_of
 
 
 @pytest.fixture
@@ -153,19 +158,103 @@ def test_the_output_on_apples_gpu_says_that_its_tolerance_is_provisional(starter
         assert ("provisional: not measured on a Mac yet" in stage.text) == provisional
 
 
-def test_a_model_without_a_reference_says_who_records_it(kit_copy, script):
-    (kit_copy / "env" / "golden" / "starter.json").unlink()
-    done = verify(kit_copy, script)
-    assert done.status == 1
-    assert "there is no reference for starter yet: the first person with its weights records one" in done.err
-    assert "make verify MODEL=starter RECORD=1" in done.err
+def test_without_a_reference_the_methods_are_held_to_each_other_and_no_more_is_said(quick, script):
+    (quick / "env" / "golden" / "starter.json").unlink()
+    keep_short_prompts(quick)
+    done = verify(quick, script, "--method", "manual")
+    assert done.status == 0, done.err
+    rows = re.findall(r"^(ok  |FAIL)  (\w+) ", done.out, re.MULTILINE)
+    assert rows == [("ok  ", "hashes"), ("ok  ", "float32"), ("ok  ", "tokenizer"), ("ok  ", "bfloat16")]
+    assert "agreement, not reproduction: starter on cpu in bfloat16, manual" in done.out
+    assert "make verify MODEL=starter RECORD=1" in done.out
+    assert "verified" not in done.out
+    (manifest,) = (quick / "reports").glob("manifest-*.json")
+    outcome = json.loads(manifest.read_text())["outcome"]
+    assert (outcome["ok"], outcome["proof"]) == (True, "agreement")
+    assert readiness.decode(done.out.splitlines()[-1]).outcome == "agrees"
+
+
+def keep_short_prompts(folder: Path) -> None:
+    for name in ("long", "code", "scripts", "question"):
+        (folder / "env" / "golden" / "prompts" / f"{name}.txt").unlink()
+
+
+def test_float32_alone_is_held_to_another_format(tiny):
+    done = stages.verify(Request(tiny(), method="manual", device="cpu", dtype="float32"))
+    assert [stage.name for stage in done.stages] == ["hashes", "float32", "tokenizer", "bfloat16"]
+    assert done.ok
+
+
+def test_llama_cpp_agrees_with_float32(tiny):
+    done = stages.verify(Request(tiny(), method="llamacpp", device="cpu", quant="bf16"))
+    assert [stage.name for stage in done.stages] == ["hashes", "float32", "tokenizer", "bf16"]
+    assert done.ok
+
+
+def overflow(folder: Path) -> None:
+    """Weights that float32 and bfloat16 can hold, and whose products float16 cannot."""
+    change_weights(folder, lambda name, weights: weights * 3e4 if "up_proj" in name or "gate_proj" in name else weights)
+
+
+def lose_a_number(folder: Path) -> None:
+    def change(name, weights):
+        if name == "model.norm.weight":
+            weights[0] = math.nan
+        return weights
+
+    change_weights(folder, change)
+
+
+def change_weights(folder: Path, change) -> None:
+    path = folder / "model.safetensors"
+    save_file({name: change(name, weights) for name, weights in load_file(path).items()}, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype", "stage"), [(overflow, "float16", "float16"), (lose_a_number, "bfloat16", "float32")]
+)
+def test_methods_that_disagree_fail(tiny, change, dtype, stage):
+    done = stages.verify(Request(tiny(change), method="manual", device="cpu", dtype=dtype))
+    assert done.failed.name == stage
+    assert readiness.code(done).outcome == stage
+
+
+def test_a_model_on_which_the_methods_disagree_is_not_recorded(tiny):
+    model = tiny(lose_a_number)
+    with pytest.raises(KitError, match=f"the methods do not agree on {model.name}.*: float32: .* compute nothing"):
+        stages.record(model)
+    assert not golden.path_of(model).exists()
+
+
+def test_the_first_reference_of_a_model_is_what_it_is_held_to_from_then_on(tiny):
+    model = tiny()
+    stages.record(model)
+    done = stages.verify(Request(model, method="manual", device="cpu"))
+    assert (done.ok, done.proof) == (True, stages.REPRODUCTION)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A model of 0.2 MB that nobody has a reference of."""
+    (tmp_path / "golden" / "prompts").mkdir(parents=True)
+    for name in ("english", "newline"):
+        shutil.copy(golden.FOLDER / "prompts" / f"{name}.txt", tmp_path / "golden" / "prompts")
+    monkeypatch.setattr(golden, "FOLDER", tmp_path / "golden")
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    golden.prompts.cache_clear()
+
+    def make(change=lambda folder: None) -> Model:
+        bake(Recipe(change=change), tmp_path / "tiny", 1)
+        return model_of(tmp_path / "tiny")
+
+    yield make
+    golden.prompts.cache_clear()
 
 
 @pytest.mark.slow
 def test_a_reference_is_recorded_once_and_not_overwritten_without_force(quick, script):
     path = quick / "env" / "golden" / "starter.json"
-    for name in ("long", "code", "scripts", "question"):
-        (quick / "env" / "golden" / "prompts" / f"{name}.txt").unlink()
+    keep_short_prompts(quick)
     before = path.read_bytes()
     refused = verify(quick, script, "--record")
     assert refused.status == 2

@@ -75,8 +75,9 @@ def require_meaning(model: Model) -> None:
         raise WrongUsage(why, Command("verify", MODEL="starter"))
 
 
-def read(model: Model) -> Golden:
-    """The model's reference. Raises KitError where there is none, or it is of other files than env/models.toml pins."""
+def read(model: Model) -> Golden | None:
+    """The model's reference, None where there is none. Raises KitError for one that cannot be read, or is of other files
+    than env/models.toml pins."""
     require_meaning(model)
     shown = f"env/golden/{model.name}.json"
     try:
@@ -86,11 +87,7 @@ def read(model: Model) -> Golden:
         entries = tuple(Entry(**_tuples(entry)) for entry in said.pop("entries"))
         found = Golden(entries=entries, **said)
     except FileNotFoundError:
-        raise KitError(
-            f"there is no reference for {model.name} yet: the first person with its weights records one.",
-            Command("verify", MODEL=model.name, RECORD="1"),
-            f", and commit {shown}",
-        ) from None
+        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise KitError(f"{shown} cannot be read: {error}.", f"git checkout {shown}") from error
     if (found.revision, found.files) != (model.revision, files_of(model)):

@@ -1,6 +1,6 @@
 """The readiness code: one line that an attendee sends to the organiser, and the table that many of them make.
 
-Fields between colons: form, outcome (`ok`, or the stage that failed), model, device, number format, platform, Python,
+Fields between colons: form, outcome (`ok`, `agrees` where there was no reference, or the stage that failed), model, device, number format, platform, Python,
 and the beginnings of the kit's commit, the lock's sha256 and the model's; at the end a check of them all, for typing
 errors.
 """
@@ -18,9 +18,10 @@ from kit.errors import KitError
 from kit.models.registry import Model
 from kit.paths import ROOT
 from kit.verify import golden
-from kit.verify.stages import Stage, Verification
+from kit.verify.stages import REPRODUCTION, Stage, Verification
 
 FORM = "bmk1"
+OK, AGREES = "ok", "agrees"
 PATTERN = re.compile(rf"{FORM}(?::[A-Za-z0-9._+-]+){{10}}")
 
 
@@ -104,12 +105,14 @@ def judge(lines: Iterable[str], models: dict[str, Model]) -> list[Attendee]:
 
 
 def _reasons(code: Code, models: dict[str, Model], commit: str) -> Iterable[str]:
-    if code.outcome != "ok":
+    if code.outcome not in (OK, AGREES):
         yield f"the stage {code.outcome} failed"
     if code.model not in models:
         yield f"verified {code.model}, which this clone does not know"
     elif code.files != files_digest(models[code.model]):
         yield f"other files of {code.model}"
+    elif code.outcome == AGREES and golden.path_of(models[code.model]).exists():
+        yield "its methods agree, but it had no reference to be held to, and this clone has one"
     if code.commit != commit:
         yield f"the kit at {code.commit}, and this clone is at {commit}"
     lock = ROOT / "env" / "lock" / ("macos.txt" if code.platform.startswith("macos") else "linux.txt")
@@ -127,7 +130,7 @@ def manifest(done: Verification) -> dict[str, Any]:
         "model": done.model.identity(),
         # A replay draws nothing.
         "request": {"method": done.method, "device": done.device, "dtype": done.dtype, "seed": None},
-        "outcome": {"ok": done.ok, "stages": {stage.name: _outcome(stage) for stage in done.stages}},
+        "outcome": {"ok": done.ok, "proof": done.proof, "stages": {stage.name: _outcome(stage) for stage in done.stages}},
         "readiness": encode(code(done)),
     }
 
@@ -135,9 +138,10 @@ def manifest(done: Verification) -> dict[str, Any]:
 def code(done: Verification) -> Code:
     """What the attendee sends."""
     here = machine.this()
+    good = OK if done.proof == REPRODUCTION else AGREES
     system = "macos" if here.system == "Darwin" else here.system.lower()
     return Code(
-        outcome=done.failed.name if done.failed else "ok",
+        outcome=done.failed.name if done.failed else good,
         model=done.model.name,
         device=done.device,
         dtype=done.dtype,

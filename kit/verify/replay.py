@@ -78,14 +78,24 @@ def record(engine: Engine, prompts: dict[str, str]) -> Iterator[Entry]:
         prompt_ids = encode(engine, name, text)
         request = Request(engine.model, max_new_tokens=NEW_TOKENS, ignore_eos=True, prompt_ids=prompt_ids)
         came = engine.generate(request, lambda text: None)
-        ids = (*prompt_ids, *came.token_ids)
-        first = max(1, len(prompt_ids) - LONG_COMPARED)
-        found = engine.logprobs(ids, first)
-        logprobs, margins = (tuple(getattr(position, each) for position in found) for each in ("logprob", "margin"))
-        yield Entry(name, ids, len(prompt_ids), first, logprobs, margins, engine.decode(came.token_ids))
+        yield _entry(engine, name, prompt_ids, came.token_ids)
+
+
+def read_out(engine: Engine, prompts: dict[str, str]) -> Iterator[Entry]:
+    """What a loaded engine makes of the prompts themselves, in the form of a reference: nothing is continued."""
+    for name, text in prompts.items():
+        yield _entry(engine, name, encode(engine, name, text), ())
+
+
+def _entry(engine: Engine, name: str, prompt_ids: tuple[int, ...], continued: Sequence[int]) -> Entry:
+    ids = (*prompt_ids, *continued)
+    first = max(1, len(prompt_ids) - LONG_COMPARED)
+    found = engine.logprobs(ids, first)
+    logprobs, margins = (tuple(getattr(position, each) for position in found) for each in ("logprob", "margin"))
+    return Entry(name, ids, len(prompt_ids), first, logprobs, margins, engine.decode(continued) if continued else "")
 
 
 def encode(engine: Engine, name: str, text: str) -> tuple[int, ...]:
-    """The prompt's tokens; of the long prompt as many as the reference has."""
-    ids = engine.encode(text)
-    return tuple(ids[:LONG_TOKENS] if name == "long" else ids)
+    """The prompt's tokens, as many as the model reads and continues; of the long prompt as many as a reference has."""
+    room = engine.model.context - NEW_TOKENS
+    return tuple(engine.encode(text)[: min(room, LONG_TOKENS) if name == "long" else room])

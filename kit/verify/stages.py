@@ -2,11 +2,14 @@
 text.
 
 The float32 replay always runs on the CPU, where it sees faults far below what bfloat16 hides; the device and number
-format that were asked for come on top, with their own tolerance.
+format that were asked for come on top, with their own tolerance. Where a model has no reference, what float32 on the CPU
+makes of the prompts stands in for one: then the methods agree with each other, which is less than to reproduce.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +19,8 @@ from kit.engines.request import Request
 from kit.environment import facts as environment
 from kit.errors import Command, KitError, WrongUsage
 from kit.files import Progress, silent
+from kit.formats import llama_config
+from kit.models import examine
 from kit.models import folder as model_folder
 from kit.models.registry import Model
 from kit.verify import golden, replay, tolerances
@@ -23,6 +28,7 @@ from kit.verify.golden import Golden
 from kit.verify.tolerances import Verdict
 
 FLOAT32 = "float32"  # what the reference is in
+REPRODUCTION, AGREEMENT = "reproduction", "agreement"
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Stage:
 class Verification:
     """What was verified, where, and how it went: the stages in order, up to the first that makes the next one moot.
 
-    `facts` is what the engines said of themselves.
+    `facts` is what the engines said of themselves; `proof` is REPRODUCTION or AGREEMENT.
     """
 
     model: Model
@@ -52,6 +58,7 @@ class Verification:
     dtype: str
     stages: tuple[Stage, ...]
     facts: dict[str, Any] = field(default_factory=dict)
+    proof: str = REPRODUCTION
 
     @property
     def ok(self) -> bool:
@@ -64,39 +71,71 @@ class Verification:
 
 def verify(request: Request, on_progress: Progress = silent) -> Verification:
     """Every stage in turn, for the model, method, device and number format of `request`. Raises KitError where there is
-    no reference, no model, or a device cannot run, WrongUsage for names that are unknown."""
+    no model, or a device cannot run, WrongUsage for names that are unknown."""
     model = request.model
     methods.check(request)
     golden.require_meaning(model)
     if len(model_folder.missing(model)) == len(model.files):
         model_folder.check(model)
     reference = golden.read(model)
+    proof = REPRODUCTION if reference else AGREEMENT
     hashes = _check_hashes(model, on_progress)
     if not hashes.ok:
-        return Verification(model, request.method, request.device, request.dtype, (hashes,))
+        return Verification(model, request.method, request.device, request.dtype, (hashes,), proof=proof)
     asked = methods.prepare(request)
-    asked.write_file(on_progress)
     # The method that was asked for, where it has float32.
     exact = asked.method if FLOAT32 in asked.formats(model) else methods.REFERENCE.method
     engines = [methods.prepare(Request(model, method=exact, device="cpu", dtype=FLOAT32))]
     if (asked.device.name, asked.device.number_format) != ("cpu", FLOAT32):
         engines.append(asked)
-    context = max(len(entry.ids) for entry in reference.entries)
-    stages = [hashes]
+    elif not reference:  # nothing agrees with itself alone
+        engines.append(methods.prepare(Request(model, method=exact, device="cpu")))
     facts: dict[str, Any] = {}
+    held = _held(engines, reference, facts, on_progress)
+    return Verification(model, request.method, asked.device.name, asked.device.number_format, (hashes, *held), facts, proof)
+
+
+def _held(
+    engines: list[Engine], reference: Golden | None, facts: dict[str, Any], on_progress: Progress
+) -> Iterator[Stage]:
+    """Each engine, held to the reference; where there is none, to what the first makes of the prompts."""
+    agreement = reference is None
     for engine in engines:
-        where = engine.device
+        model, where = engine.model, engine.device
+        engine.write_file(on_progress)
         on_progress(f"{model.name} in {where.number_format} on {where.name}: loading", 0)
         # Closed before the next one is loaded: two at once would not fit into a small machine.
         with engine:
-            engine.load(context)
-            facts |= engine.facts()
-            if engine is engines[0]:
-                stages.append(check_tokenizer(engine, reference))
-                if not stages[-1].ok:
-                    break
-            stages.append(judge_replay(engine.logprobs, reference, where.name, where.number_format, on_progress))
-    return Verification(model, request.method, asked.device.name, asked.device.number_format, tuple(stages), facts)
+            texts = reference.entries if reference else ()
+            engine.load(max((len(entry.ids) for entry in texts), default=min(golden.LONG_TOKENS, model.context)))
+            facts.update(engine.facts())
+            if reference is None:
+                reference = _read_out(engine, on_progress)
+                yield _numbers(reference)
+                continue
+            if agreement or engine is engines[0]:
+                tokens = check_tokenizer(engine, reference)
+                yield tokens
+                if not tokens.ok:
+                    return
+            yield judge_replay(engine.logprobs, reference, where.name, where.number_format, on_progress)
+
+
+def _read_out(engine: Engine, on_progress: Progress) -> Golden:
+    """What a loaded engine makes of the prompts, for others to be held to; it is nobody's reference, and not written."""
+    model, prompts, entries = engine.model, golden.prompts(), []
+    for entry in replay.read_out(engine, prompts):
+        entries.append(entry)
+        on_progress(f"{model.name} in {engine.device.number_format}: reading", len(entries) / len(prompts))
+    return Golden(model.name, model.revision, golden.files_of(model), {}, tuple(entries))
+
+
+def _numbers(found: Golden) -> Stage:
+    """The stage that says whether there is anything to be held to."""
+    values = [value for entry in found.entries for value in entry.logprobs]
+    lost = sum(not math.isfinite(value) for value in values)
+    faults = (f"{lost} log-probabilities are no numbers: these weights compute nothing",) if lost else ()
+    return Stage(FLOAT32, f"on cpu: {len(values)} log-probabilities, which the next are held to", faults)
 
 
 def _check_hashes(model: Model, on_progress: Progress) -> Stage:
@@ -147,7 +186,8 @@ def judge_replay(
 
 
 def record(model: Model, force: bool = False, on_progress: Progress = silent) -> Golden:
-    """Writes the model's reference, in float32 on this machine's CPU. Raises WrongUsage where there is one already."""
+    """Writes the model's reference, in float32 on this machine's CPU. Raises WrongUsage where there is one already, KitError
+    where the methods do not agree on what the model says: then nobody knows whose word the reference would be."""
     golden.require_meaning(model)
     path = golden.path_of(model)
     if path.exists() and not force:
@@ -158,6 +198,7 @@ def record(model: Model, force: bool = False, on_progress: Progress = silent) ->
             Command("verify", MODEL=model.name, RECORD="1", FORCE="1"),
         )
     model_folder.verify(model)
+    _require_agreement(model, on_progress)
     engine = methods.prepare(Request(model, method=methods.REFERENCE.method, device="cpu", dtype=FLOAT32))
     prompts = golden.prompts()
     entries = []
@@ -172,3 +213,19 @@ def record(model: Model, force: bool = False, on_progress: Progress = silent) ->
     found = Golden(model.name, model.revision, golden.files_of(model), recorded, tuple(entries))
     golden.write(found, path)
     return found
+
+
+def _require_agreement(model: Model, on_progress: Progress) -> None:
+    """Raises KitError where what PyTorch gives in float32 is not what it gives in its usual format, or llama.cpp gives of
+    the same weights, within the tolerances."""
+    requests = [Request(model, method=methods.REFERENCE.method, device="cpu", dtype=dtype) for dtype in (FLOAT32, "auto")]
+    if not examine.examination(model).against(llama_config.LLAMACPP):
+        requests.append(Request(model, method="llamacpp", device="cpu", quant="bf16"))
+    engines = [methods.prepare(request) for request in requests]
+    failed = next((stage for stage in _held(engines, None, {}, on_progress) if not stage.ok), None)
+    if failed:
+        raise KitError(
+            f"the methods do not agree on {model.name}, so there is no reference in it: {failed.name}: {failed.faults[0]}.",
+            Command("verify", MODEL=model.name),
+            " says more; where another machine agrees, do not trust this one",
+        )

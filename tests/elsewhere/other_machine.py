@@ -1,0 +1,51 @@
+"""Another machine imitated for Python, for a run of the tests there (tests/elsewhere/run.sh): a stand-in, not a Mac.
+
+It finds code and tests that hold the machine before them to be everybody's. It proves nothing about Metal, about arm64's
+kernels, or about what Apple's tools do. What is left of this machine: torch's wheel, the units of getrusage, tags of wheels.
+"""
+
+import os
+
+MACHINE = os.environ.get("KIT_TESTS_ELSEWHERE", "")
+
+
+def be_aarch64() -> None:
+    import platform
+
+    platform.machine = lambda: "aarch64"
+
+
+def be_mac() -> None:
+    import contextlib
+    import importlib
+    import platform
+    import sys
+    import types
+
+    # What looks at the platform while it is imported is to see the real one: it calls what only that has.
+    for name in "asyncio ctypes.util multiprocessing socket ssl subprocess tempfile psutil truststore".split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pip._vendor.truststore")
+    proxies = types.ModuleType("_scproxy")  # the system's settings: none
+    proxies._get_proxies = dict  # type: ignore[attr-defined]
+    proxies._get_proxy_settings = lambda: {"exclude_simple": False, "exceptions": ()}  # type: ignore[attr-defined]
+    sys.modules["_scproxy"] = proxies
+    import urllib.request
+
+    sys.platform = "darwin"
+    importlib.reload(urllib.request)
+    platform.system = lambda: "Darwin"
+    platform.machine = lambda: "arm64"
+    platform.mac_ver = lambda *_, **__: ("15.3", ("", "", ""), "arm64")
+    for name in (
+        "sched_getaffinity sched_setaffinity posix_fadvise posix_fallocate copy_file_range memfd_create pidfd_open "
+        "eventfd splice setresuid fdatasync execveat"
+    ).split():
+        if hasattr(os, name):
+            delattr(os, name)
+
+
+if MACHINE:
+    {"mac": be_mac, "aarch64": be_aarch64}[MACHINE]()

@@ -1,0 +1,27 @@
+#!/bin/sh
+# The tests as on another machine (mac, aarch64), imitated on Linux: in a copy of the kit, whose Python says it is there.
+#   sh tests/elsewhere/run.sh mac [pytest's words]
+set -eu
+machine=$1
+shift
+lock=linux
+[ "$machine" != mac ] || lock=macos
+copy=$(mktemp -d "${TMPDIR:-/tmp}/elsewhere.XXXXXX")
+trap 'rm -rf "$copy"' EXIT
+trap 'exit 130' INT TERM
+
+git clone -q . "$copy" 2>/dev/null || : # some tests ask git
+git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$copy"
+cp -al .venv "$copy/.venv" 2>/dev/null || cp -a .venv "$copy/.venv" # another file system has no links
+cp -a models "$copy/models"
+cd "$copy"
+# What differs from this machine's is a file of the copy's own: the others are links.
+site=$(echo .venv/lib/python3.*/site-packages)
+cp tests/elsewhere/other_machine.py "$site/"
+echo 'import other_machine' >"$site/zz_other_machine.pth"
+rm -f .venv/ready .venv/lock.txt
+cp "env/lock/$lock.txt" .venv/lock.txt
+printf '%s\n' "$(pwd -P)/.venv" >.venv/ready
+export KIT_TESTS_ELSEWHERE="$machine" PATH="$copy/tests/elsewhere/$machine:$PATH"
+[ $# -gt 0 ] || set -- -n "$(($(getconf _NPROCESSORS_ONLN) + 1))" --dist worksteal -m "not slow" tests
+.venv/bin/python -m pytest -q "$@"
