@@ -173,6 +173,10 @@ lint: development ## ruff, mypy, sh -n, the table of variables, and no token in 
 test-slow: development $(starter) ## What takes minutes: set-up from nothing, and what can go wrong in it
 	@$(python) -m pytest -q -n auto --maxprocesses 3 --dist loadgroup -m slow tests
 
+.PHONY: test-as-mac test-as-aarch64
+test-as-mac test-as-aarch64: test-as-%: development $(starter) ## The tests as on another machine, imitated on Linux
+	@sh tests/elsewhere/run.sh $*
+
 .PHONY: clean
 clean: ## Removes .venv and caches
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -115,8 +115,9 @@ def detail(stage: Stage) -> list[str]:
     if found.flips:
         close = len(found.flips) - len(stage.verdict.unexplained)
         allowed = ", as rounding may do" if not stage.verdict.unexplained else ""
+        where = "the reference" if tokens else "float32"
         lines.append(
-            f"{len(found.flips)} positions have another token first{allowed}: {close} were as close in {'the reference' if tokens else 'float32'}"
+            f"{len(found.flips)} positions have another token first{allowed}: {close} were as close in {where}"
         )
     return lines
 
@@ -128,7 +129,10 @@ def following(done: Verification) -> Hint:
     if name == "tokenizer":
         return (Command("clean setup"),)
     if done.proof == stages.AGREEMENT and name == stages.FLOAT32:
-        return (Command("run", MODEL="starter"), "  (these files are as pinned, and compute nothing: tell who made them)")
+        return (
+            Command("run", MODEL="starter"),
+            "  (these files are as pinned, and compute nothing: tell who made them)",
+        )
     if done.device == "mps" and name != "float32":
         doubt = "; if that is verified, do not trust this GPU's answers, and report both manifests"
         return Command("verify", DEVICE="cpu"), doubt

@@ -30,7 +30,8 @@ def bare_path(tmp_path):
     """A PATH with the ordinary tools and no Python: python(name="body") adds one."""
     folder = tmp_path / "bare"
     folder.mkdir()
-    for tool in ("sh", "uname", "sed", "awk", "cat", "cmp", "dirname", "df", "tee", "grep", "tr", "rm", "mkdir"):
+    tools = "sh uname sed awk cat cmp dirname df tee grep tr rm mkdir".split()
+    for tool in [*tools, *(("sw_vers", "sysctl") if sys.platform == "darwin" else ())]:
         (folder / tool).symlink_to(shutil.which(tool) or "/nowhere")
 
     def python(**bodies: str) -> dict[str, str]:

@@ -42,7 +42,8 @@ def test_no_client(tmp_path):
 
 
 def stand_in(on_path, **programs: str) -> dict[str, str]:
-    environment = on_path(**programs)
+    """A client, and a machine with an amd64 engine's processor: the tests are of one, wherever they run."""
+    environment = on_path(**{"uname": '[ "$1" = -m ] && echo x86_64 || echo Linux', **programs})
     return {**environment, "MODEL": "starter", "BASE_IMAGE": ""}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -104,6 +105,7 @@ def test_the_line_for_hf_downloads_with_the_stock_client_and_sends_no_token(runn
     assert not [path for path in (home / ".cache").rglob("*") if "trees" in path.parts or "snapshots" in path.parts]
 
 
+@pytest.mark.skipif("KIT_TESTS_ELSEWHERE" in os.environ, reason="uv cannot be told that it is on another machine")
 def test_pip_and_uv_install_from_the_index(running, tmp_path):
     index = ["--index-url", f"{running.url}/simple/"]
     alone = {"PIP_CONFIG_FILE": "/dev/null", "PIP_FIND_LINKS": "", "UV_FIND_LINKS": "", "NO_PROXY": "*"}

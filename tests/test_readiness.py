@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,8 @@ from kit.models import registry
 from kit.verify import readiness
 from kit.verify.readiness import Code
 
+HERE, ELSEWHERE = ("macos-arm64", "linux-x86_64") if sys.platform == "darwin" else ("linux-x86_64", "macos-arm64")
+
 
 @pytest.fixture
 def code() -> Code:
@@ -20,7 +23,7 @@ def code() -> Code:
         "starter",
         "cpu",
         "bfloat16",
-        "linux-x86_64",
+        HERE,
         "3.11",
         readiness.short(facts.commit()).rstrip("+"),
         facts.lock_sha256()[:8],
@@ -60,7 +63,7 @@ def test_a_typing_error_is_noticed(code):
         ({"files": "00000000"}, "other files of starter"),
         ({"commit": "00000000"}, "the kit at 00000000, and this clone is at"),
         ({"lock": "00000000"}, "another lock"),
-        ({"platform": "macos-arm64"}, "another lock"),
+        ({"platform": ELSEWHERE}, "another lock"),
     ],
 )
 def test_who_is_not_ready_and_why(code, change, reason):

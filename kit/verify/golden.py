@@ -76,8 +76,10 @@ def require_meaning(model: Model) -> None:
 
 
 def read(model: Model) -> Golden | None:
-    """The model's reference, None where there is none. Raises KitError for one that cannot be read, or is of other files
-    than env/models.toml pins."""
+    """The model's reference, None where there is none.
+
+    Raises KitError for one that cannot be read, or is of other files than env/models.toml pins.
+    """
     require_meaning(model)
     shown = f"env/golden/{model.name}.json"
     try:

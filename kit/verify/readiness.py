@@ -1,6 +1,7 @@
 """The readiness code: one line that an attendee sends to the organiser, and the table that many of them make.
 
-Fields between colons: form, outcome (`ok`, `agrees` where there was no reference, or the stage that failed), model, device, number format, platform, Python,
+Fields between colons: form, outcome (`ok`, `agrees` where there was no reference, or the stage that failed), model,
+device, number format, platform, Python,
 and the beginnings of the kit's commit, the lock's sha256 and the model's; at the end a check of them all, for typing
 errors.
 """
@@ -130,7 +131,11 @@ def manifest(done: Verification) -> dict[str, Any]:
         "model": done.model.identity(),
         # A replay draws nothing.
         "request": {"method": done.method, "device": done.device, "dtype": done.dtype, "seed": None},
-        "outcome": {"ok": done.ok, "proof": done.proof, "stages": {stage.name: _outcome(stage) for stage in done.stages}},
+        "outcome": {
+            "ok": done.ok,
+            "proof": done.proof,
+            "stages": {stage.name: _outcome(stage) for stage in done.stages},
+        },
         "readiness": encode(code(done)),
     }
 

@@ -2,8 +2,8 @@
 text.
 
 The float32 replay always runs on the CPU, where it sees faults far below what bfloat16 hides; the device and number
-format that were asked for come on top, with their own tolerance. Where a model has no reference, what float32 on the CPU
-makes of the prompts stands in for one: then the methods agree with each other, which is less than to reproduce.
+format that were asked for come on top, with their own tolerance. Where a model has no reference, what float32 on the
+CPU makes of the prompts stands in for one: then the methods agree with each other, which is less than to reproduce.
 """
 
 from __future__ import annotations
@@ -92,7 +92,9 @@ def verify(request: Request, on_progress: Progress = silent) -> Verification:
         engines.append(methods.prepare(Request(model, method=exact, device="cpu")))
     facts: dict[str, Any] = {}
     held = _held(engines, reference, facts, on_progress)
-    return Verification(model, request.method, asked.device.name, asked.device.number_format, (hashes, *held), facts, proof)
+    return Verification(
+        model, request.method, asked.device.name, asked.device.number_format, (hashes, *held), facts, proof
+    )
 
 
 def _held(
@@ -122,7 +124,7 @@ def _held(
 
 
 def _read_out(engine: Engine, on_progress: Progress) -> Golden:
-    """What a loaded engine makes of the prompts, for others to be held to; it is nobody's reference, and not written."""
+    """What a loaded engine makes of the prompts, for others to be held to: nobody's reference, and not written."""
     model, prompts, entries = engine.model, golden.prompts(), []
     for entry in replay.read_out(engine, prompts):
         entries.append(entry)
@@ -186,8 +188,11 @@ def judge_replay(
 
 
 def record(model: Model, force: bool = False, on_progress: Progress = silent) -> Golden:
-    """Writes the model's reference, in float32 on this machine's CPU. Raises WrongUsage where there is one already, KitError
-    where the methods do not agree on what the model says: then nobody knows whose word the reference would be."""
+    """Writes the model's reference, in float32 on this machine's CPU.
+
+    Raises WrongUsage where there is one already, KitError where the methods do not agree on what the model says: then
+    nobody knows whose word the reference would be.
+    """
     golden.require_meaning(model)
     path = golden.path_of(model)
     if path.exists() and not force:
@@ -216,16 +221,18 @@ def record(model: Model, force: bool = False, on_progress: Progress = silent) ->
 
 
 def _require_agreement(model: Model, on_progress: Progress) -> None:
-    """Raises KitError where what PyTorch gives in float32 is not what it gives in its usual format, or llama.cpp gives of
-    the same weights, within the tolerances."""
-    requests = [Request(model, method=methods.REFERENCE.method, device="cpu", dtype=dtype) for dtype in (FLOAT32, "auto")]
+    """Raises KitError where what PyTorch gives in float32 is not what it gives in its usual format, or llama.cpp gives
+    of the same weights, within the tolerances."""
+    requests = [
+        Request(model, method=methods.REFERENCE.method, device="cpu", dtype=dtype) for dtype in (FLOAT32, "auto")
+    ]
     if not examine.examination(model).against(llama_config.LLAMACPP):
         requests.append(Request(model, method="llamacpp", device="cpu", quant="bf16"))
     engines = [methods.prepare(request) for request in requests]
     failed = next((stage for stage in _held(engines, None, {}, on_progress) if not stage.ok), None)
     if failed:
         raise KitError(
-            f"the methods do not agree on {model.name}, so there is no reference in it: {failed.name}: {failed.faults[0]}.",
+            f"the methods do not agree on {model.name}, so it gives no reference: {failed.name}: {failed.faults[0]}.",
             Command("verify", MODEL=model.name),
             " says more; where another machine agrees, do not trust this one",
         )

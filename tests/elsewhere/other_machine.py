@@ -1,7 +1,8 @@
 """Another machine imitated for Python, for a run of the tests there (tests/elsewhere/run.sh): a stand-in, not a Mac.
 
-It finds code and tests that hold the machine before them to be everybody's. It proves nothing about Metal, about arm64's
-kernels, or about what Apple's tools do. What is left of this machine: torch's wheel, the units of getrusage, tags of wheels.
+It finds code and tests that hold the machine before them to be everybody's. It proves nothing about Metal, about
+arm64's kernels, or about what Apple's tools do. What is left of this machine: torch's wheel, psutil's counters, and
+what uv, which is no Python, sees.
 """
 
 import os
@@ -19,9 +20,12 @@ def be_mac() -> None:
     import contextlib
     import importlib
     import platform
+    import resource
     import sys
+    import sysconfig
     import types
 
+    sysconfig.get_config_vars()  # reads a file that is named after the platform
     # What looks at the platform while it is imported is to see the real one: it calls what only that has.
     for name in "asyncio ctypes.util multiprocessing socket ssl subprocess tempfile psutil truststore".split():
         with contextlib.suppress(ImportError):
@@ -39,6 +43,13 @@ def be_mac() -> None:
     platform.system = lambda: "Darwin"
     platform.machine = lambda: "arm64"
     platform.mac_ver = lambda *_, **__: ("15.3", ("", "", ""), "arm64")
+    real = resource.getrusage
+
+    def getrusage(who: int) -> resource.struct_rusage:
+        user, system, peak, *rest = real(who)
+        return resource.struct_rusage((user, system, peak * 1024, *rest))  # bytes, where Linux has KiB
+
+    resource.getrusage = getrusage
     for name in (
         "sched_getaffinity sched_setaffinity posix_fadvise posix_fallocate copy_file_range memfd_create pidfd_open "
         "eventfd splice setresuid fdatasync execveat"

@@ -19,6 +19,15 @@ cd "$copy"
 site=$(echo .venv/lib/python3.*/site-packages)
 cp tests/elsewhere/other_machine.py "$site/"
 echo 'import other_machine' >"$site/zz_other_machine.pth"
+if [ "$machine" = mac ]; then
+  ln "$site/torch/lib/libtorch_global_deps.so" "$site/torch/lib/libtorch_global_deps.dylib"
+  # The wheel for macOS has no +cpu in its version.
+  for about in "$site"/torch-*+cpu.dist-info; do
+    sed 's/^\(Version: .*\)+cpu$/\1/' "$about/METADATA" >"$about/METADATA.mac"
+    mv "$about/METADATA.mac" "$about/METADATA"
+    mv "$about" "${about%+cpu.dist-info}.dist-info"
+  done
+fi
 rm -f .venv/ready .venv/lock.txt
 cp "env/lock/$lock.txt" .venv/lock.txt
 printf '%s\n' "$(pwd -P)/.venv" >.venv/ready
