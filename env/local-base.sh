@@ -23,7 +23,7 @@ docker version >/dev/null 2>&1 || die "the Docker engine is not running, or is n
 command -v debootstrap >/dev/null 2>&1 || die "debootstrap is not installed." "apt install debootstrap"
 [ "$(id -u)" = 0 ] || die "debootstrap needs root." "sudo sh env/local-base.sh"
 
-folder=$(mktemp -d) || die "no temporary folder can be made." "check TMPDIR"
+folder=$(mktemp -d "${TMPDIR:-/tmp}/kit.XXXXXX") || die "no temporary folder can be made." "check TMPDIR"
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 130' INT TERM
 say "building $image from Debian's packages (a minute)"
