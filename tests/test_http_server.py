@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from kit.errors import KitError
+from kit.offline import http_server
 from tests.hub import HubServer, big_file, serve_folder
 from tests.hub.raw import ask, dial, wait_until
 
@@ -157,3 +158,12 @@ def test_closing_cuts_transfers_and_frees_the_port(model):
 def test_a_port_that_is_taken_is_said(hub):
     with pytest.raises(KitError, match=f"cannot listen on 127.0.0.1:{hub.port}"):
         HubServer([], port=hub.port)
+
+
+def test_half_sent_requests_leave_when_others_come(model, monkeypatch):
+    monkeypatch.setattr(http_server, "_open_files", lambda: 52)  # ten clients
+    with HubServer([model]) as hub:
+        half = [dial(hub.url, f"GET {FILE} HTTP/1.1\r\nHost: x\r\nX-Slow: ") for _ in range(40)]
+        wait_until(lambda: ask(hub.url, "/api/models/org/name").status == 200)
+        for connection in half:
+            connection.close()

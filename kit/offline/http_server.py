@@ -29,6 +29,8 @@ from kit.errors import KitError
 
 # Seconds in which a client must send or take something. An idle connection is closed too; clients open another.
 TIMEOUT = 60
+# Seconds in which who connects is to ask for something, where others have no room otherwise.
+GRACE = 1.0
 # Clients that may wait to be accepted: a room of 30, each with 8 downloads at once.
 BACKLOG = 512
 # Open files to ask for: 5,000 clients with a file each. macOS refuses more, whatever its hard limit says.
@@ -131,10 +133,29 @@ class _Connection(H11Protocol):
     """uvicorn waits for ever for the end of a request, and for who takes nothing of the answer."""
 
     _stalled: asyncio.TimerHandle | None = None
+    _since = 0.0  # when it was last asked for nothing
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_a_request()
+        self._make_room()
+        if self._is_full():
+            # Where no file is left, no other connection is made at which room could be.
+            self.loop.call_later(GRACE, self._make_room)
+
+    def _is_full(self) -> bool:
+        return len(self.connections) >= (self.limit_concurrency or math.inf) - 1
+
+    def _make_room(self) -> None:
+        """Who asks for nothing, or for ever, leaves when others come: half a request counts as a whole one does."""
+        if not self._is_full():
+            return
+        # Of many that come at once each is heard first.
+        until = self.loop.time() - GRACE
+        known = [each for each in self.connections if isinstance(each, _Connection)]
+        silent = [each for each in known if each._since <= until and (not each.cycle or each.cycle.response_complete)]
+        if silent:
+            min(silent, key=lambda each: each._since).transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -142,6 +163,7 @@ class _Connection(H11Protocol):
             self._wait_for_a_request()
 
     def _wait_for_a_request(self) -> None:
+        self._since = self.loop.time()
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
