@@ -352,3 +352,17 @@ def test_a_way_of_packing_that_is_not_known_is_said(packing, tmp_path, monkeypat
     monkeypatch.setattr(Packing, "coding", "br")
     with pytest.raises(KitError, match=r"packs what it sends \(br\)"):
         transfer.fetch(packing, tmp_path / "x", lambda have: None, lambda text: None)
+
+
+def test_a_python_without_certificates_takes_the_systems_or_says_so(monkeypatch, tmp_path):
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    nowhere = ssl.DefaultVerifyPaths(None, None, "", "", "", "")
+    monkeypatch.setattr(ssl, "create_default_context", lambda: bare)
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nowhere)
+    for name in network_errors.CERTIFICATES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(network_errors, "SYSTEM_CERTIFICATES", ())
+    with pytest.raises(KitError, match="this Python has no certificates"):
+        network_errors.default_context()
+    monkeypatch.setattr(network_errors, "SYSTEM_CERTIFICATES", (str(certificate(tmp_path)[0]),))
+    assert network_errors.default_context().cert_store_stats()["x509"] == 1

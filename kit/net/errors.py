@@ -18,6 +18,13 @@ from kit.errors import KitError
 SAME_AGAIN = "then the same command again"
 SET_CLOCK = (f"check this machine's clock (date), {SAME_AGAIN}",)
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+# Where systems keep the certificates that they trust: macOS and the BSDs, Debian, Fedora, SUSE.
+SYSTEM_CERTIFICATES = (
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+)
 
 
 # What switches the Hub's client off, and the words that it takes for yes.
@@ -87,6 +94,25 @@ def require_certificates() -> None:
     for name in CERTIFICATES:
         if (value := os.environ.get(name)) and not Path(value).exists():
             raise KitError(f"{name} names {value}, which is not there.", f"unset {name}, or name the right file")
+
+
+def default_context() -> ssl.SSLContext:
+    """What a Python without packages checks certificates with: its own, or the system's where it brings none, as
+    python.org's for macOS does. Raises KitError where there are neither."""
+    context = ssl.create_default_context()
+    if any(os.environ.get(name) for name in CERTIFICATES) or context.get_ca_certs():
+        return context
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile or (paths.capath and any(Path(paths.capath).iterdir())):  # a folder is read when it is needed
+        return context
+    for place in filter(os.path.exists, SYSTEM_CERTIFICATES):
+        context.load_verify_locations(place)
+        return context
+    raise KitError(
+        "this Python has no certificates to check a server with, and the system keeps none where they are looked for.",
+        "on macOS with python.org's Python: run «Install Certificates.command» in its folder of /Applications; "
+        "or name a file of them: SSL_CERT_FILE=/path/to/ca.pem, then the same command",
+    )
 
 
 def proxies() -> dict[str, str]:

@@ -111,9 +111,7 @@ def _opener(address: str) -> urllib.request.OpenerDirector:
 
         context = httpx2.create_ssl_context()
     except ImportError:  # a set-up from a bundle, before there is any package
-        import ssl
-
-        context = ssl.create_default_context()
+        context = network_errors.default_context()
     return urllib.request.build_opener(proxies, urllib.request.HTTPSHandler(context=context), _NoRedirect())
 
 
