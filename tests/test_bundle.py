@@ -148,7 +148,7 @@ def test_what_an_interrupted_one_left_is_used_and_cleared_away(here):
     (left / "models" / "gone").mkdir(parents=True)
     (left / "models" / "gone" / "x").write_text("x")
     (left / "wheels" / "gamma-1.0-py3-none-any.whl").write_text("x")
-    older = here.folder / "dist" / ".base-model-kit-000000000000.partial" / "wheels"
+    older = here.folder / "dist" / ".base-model-kit-0000000000000000.partial" / "wheels"
     older.mkdir(parents=True)
     for wheel in list(here.links.iterdir()):
         wheel.rename(older / wheel.name)
@@ -268,6 +268,22 @@ def test_a_disk_that_is_too_small_is_said_before_the_first_byte_and_on_the_way(h
     assert ("MB are free" if margin[0] == "5" else "the disk is full") in done.err
     assert "next: free some room" in done.err
     assert not list(small_disk.glob("base*"))
+
+
+def test_what_a_killed_one_left_is_no_room_that_is_taken(here, small_disk):
+    writer = here.folder / "kit" / "offline" / "bundle.py"
+    writer.write_text(
+        writer.read_text().replace("MARGIN = 50_000_000", "MARGIN = -637_000_000")
+    )  # it thinks of real wheels
+    here.git("commit", "-qam", "a margin")
+    (here.folder / "dist").symlink_to(small_disk)
+    name = f"base-model-kit-{here.git('rev-parse', 'HEAD')[:12]}"
+    for left in (f".{name}.partial/models", ".base-model-kit-000000000000.partial/kit"):
+        (small_disk / left).mkdir(parents=True)
+        (small_disk / left / "half").write_bytes(bytes(2_500_000))
+    done = here.bundle()
+    assert done.status == 0, done.err
+    assert {path.name for path in small_disk.iterdir()} == {name, f"{name}.tar"}
 
 
 def test_two_at_once_make_one(here):

@@ -86,6 +86,12 @@ def test_the_token_comes_from_dotenv_and_from_the_clients_own_file(kit):
     (kit.folder.parent / "home" / "hf").mkdir()
     (kit.folder.parent / "home" / "hf" / "token").write_text(TOKEN)
     assert download(kit, HF_TOKEN="").status == 0
+    for path in kit.model("gated").iterdir():
+        path.unlink()
+    cache = kit.folder.parent / "home" / "cache"
+    cache.mkdir()
+    (kit.folder.parent / "home" / "hf").rename(cache / "huggingface")
+    assert download(kit, HF_TOKEN="", HF_HOME="", XDG_CACHE_HOME=str(cache)).status == 0
 
 
 def test_no_token_says_so_with_the_status_of_the_native_verb(kit):

@@ -173,6 +173,17 @@ def test_dotenv_is_read_as_natively(kit_copy):
     )
 
 
+def test_a_prompt_in_dotenv_that_is_longer_than_an_argument_may_be(kit_copy):
+    prompt = " ".join(["word"] * 28_600)
+    assert len(prompt) > 131_072  # Linux's MAX_ARG_STRLEN
+    (kit_copy / ".env").write_text(f"PROMPT={prompt}\n")
+    (kit_copy / ".env").chmod(0o600)
+    done = verb("run", cwd=kit_copy)
+    assert done.status == 2
+    assert "the prompt is 28600 tokens long" in done.err
+    assert not list(kit_copy.glob(".docker.*"))
+
+
 @pytest.mark.parametrize(
     "line", ['MODEL="starter"', "export MODEL=starter", "MODEL = starter", "MODEL=starter # mine", "MODEL=starter\r"]
 )
