@@ -278,9 +278,10 @@ def test_what_a_killed_one_left_is_no_room_that_is_taken(here, small_disk):
     here.git("commit", "-qam", "a margin")
     (here.folder / "dist").symlink_to(small_disk)
     name = f"base-model-kit-{here.git('rev-parse', 'HEAD')[:12]}"
-    for left in (f".{name}.partial/models", ".base-model-kit-000000000000.partial/kit"):
+    lefts = {f".{name}.partial/models": 4_000_000, ".base-model-kit-000000000000.partial/kit": 1_500_000}
+    for left, size in lefts.items():
         (small_disk / left).mkdir(parents=True)
-        (small_disk / left / "half").write_bytes(bytes(2_500_000))
+        (small_disk / left / "half").write_bytes(bytes(size))
     done = here.bundle()
     assert done.status == 0, done.err
     assert {path.name for path in small_disk.glob("*base*")} == {name, f"{name}.tar"}
