@@ -199,7 +199,7 @@ development:
 
 # Made once; `run` itself notices a file that is missing or altered.
 $(starter): env/models.toml | environment
-	@$(python) -m scripts.setup && touch $@
+	@$(python) -m scripts.setup && { [ ! -w $@ ] || touch $@; } # what cannot be written is whole all the same
 
 .PHONY: help
 help: ## This list

@@ -18,6 +18,7 @@ import pytest
 
 from tests import answers
 from tests.conftest import Done, clean_environment, copy_kit, run_command
+from tests.foreign import nonsense
 
 pytestmark = pytest.mark.slow
 
@@ -69,10 +70,10 @@ def test_a_clean_clone_with_an_empty_home_answers_and_then_does_nothing_twice(cl
     assert not list(clone.glob(".venv/lib/*/site-packages/shellingham"))
     assert identity(clone) == before
 
-    # Moved, it is made anew for its place.
+    # Moved, it is made anew for its place: whatever else the environment says.
     moved = clone.with_name("moved here")
     clone.rename(moved)
-    third = make(moved, home, "run", "MAX_NEW_TOKENS=1")
+    third = make(moved, {**nonsense(), **home}, "run", "MAX_NEW_TOKENS=1")
     assert third.status == 0, third.err
     assert "moved" in third.err
     assert (moved / ".venv" / "ready").read_text() == f"{moved}/.venv\n"

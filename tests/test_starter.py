@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import zipfile
 
 import pytest
@@ -107,3 +108,22 @@ def test_a_conversion_that_gives_other_bytes_is_not_installed(copied, no_network
     with pytest.raises(KitError, match=r"has other bytes than .* pins: tokenizer\.json"):
         starter.ensure()
     assert not (copied / "model.safetensors").exists()
+
+
+def test_models_that_cannot_be_written_are_no_hindrance_when_their_list_is_newer(kit_copy, make):
+    models = kit_copy / "models"
+    (kit_copy / ".venv").mkdir()
+    for path in (paths.ROOT / ".venv").iterdir():
+        if path.name != "ready":
+            (kit_copy / ".venv" / path.name).symlink_to(path)
+    (kit_copy / ".venv" / "ready").write_text(f"{kit_copy.resolve()}/.venv\n")
+    if subprocess.run(["mount", "--bind", models, models], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a folder read-only needs root, on Linux")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", models], check=True)
+        (kit_copy / "env" / "models.toml").touch()
+        done = make("run", "METHOD=llamacpp", "MAX_NEW_TOKENS=2", cwd=kit_copy)
+    finally:
+        subprocess.run(["umount", models], check=True)
+    assert done.status == 0, done.err
+    assert "annot" not in done.err
