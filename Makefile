@@ -173,9 +173,13 @@ lint: development ## ruff, mypy, sh -n, the table of variables, and no token in 
 test-slow: development $(starter) ## What takes minutes: set-up from nothing, and what can go wrong in it
 	@$(python) -m pytest -q -n auto --maxprocesses 3 --dist loadgroup -m slow tests
 
-.PHONY: test-as-mac test-as-aarch64
-test-as-mac test-as-aarch64: test-as-%: development $(starter) ## The tests as on another machine, imitated on Linux
-	@sh tests/elsewhere/run.sh $*
+.PHONY: test-as-mac
+test-as-mac: development $(starter) ## The tests as on a Mac, imitated on Linux
+	@sh tests/elsewhere/run.sh mac
+
+.PHONY: test-as-arm
+test-as-arm: development $(starter) ## The tests as on Linux on aarch64, imitated
+	@sh tests/elsewhere/run.sh aarch64
 
 .PHONY: clean
 clean: ## Removes .venv and caches
