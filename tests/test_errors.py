@@ -57,7 +57,7 @@ def test_what_is_no_secret_stays():
     [
         (errno.ENOSPC, "the disk is full"),
         (errno.EROFS, "the file system is read-only"),
-        (errno.EPERM, "this account may not write there"),
+        (errno.EPERM, "permission denied for this account"),
         (errno.ENOLCK, "the file system has no locks"),
         (errno.ENOSYS, "the file system has no locks"),
         (errno.EMFILE, "too many files are open"),

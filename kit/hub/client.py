@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from kit.errors import Command, KitError, keep_secret
+from kit.files import cause_of
 from kit.hub import errors as hub_errors
 from kit.models.registry import Model
 from kit.net import errors as network_errors
@@ -234,7 +235,9 @@ def other_tokens() -> list[str]:
 
 
 def _not_stored(error: OSError, path: str) -> KitError:
+    cause, mend = cause_of(error)
+    where = "" if error.filename else f" ({path})"
     return KitError(
-        f"the Hub client's token file cannot be changed: {error.strerror} ({error.filename or path}).",
-        "check who owns it, or name another folder: HF_HOME=/path/to/folder, then the same command again",
+        f"the Hub client's token file cannot be changed: {cause}{where}.",
+        f"{mend}, or name another folder: HF_HOME=/path/to/folder, then the same command again",
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from kit import paths
 from kit.errors import Command, Hint, KitError, WrongUsage
+from kit.files import cause_of
 
 RESTORE = "mend it, or get it back: git checkout env/models.toml"
 
@@ -100,8 +101,11 @@ def read(path: Path = paths.MODELS_TOML) -> dict[str, Model]:
 
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (FileNotFoundError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise KitError(f"env/models.toml cannot be read: {error}.", RESTORE) from error
+    except OSError as error:
+        cause, mend = cause_of(error)
+        raise KitError(f"env/models.toml cannot be read: {cause}.", mend) from error
     return {name: _model(name, section) for name, section in sections.items()}
 
 

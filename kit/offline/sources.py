@@ -87,7 +87,7 @@ class Folder:
     def size(self, path: str) -> int:
         try:
             return (self.folder / path).lstat().st_size
-        except OSError:
+        except FileNotFoundError:
             raise bundle.refusal(path, "is missing") from None
 
     def bring(self, path: str, sha256: str, partial: Path, on_bytes: OnBytes) -> None:

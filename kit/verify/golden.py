@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import Command, KitError, WrongUsage
-from kit.files import beside
+from kit.files import beside, cause_of
 from kit.models.registry import Model
 from kit.paths import ROOT
 
@@ -90,8 +90,11 @@ def read(model: Model) -> Golden | None:
         found = Golden(entries=entries, **said)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise KitError(f"{shown} cannot be read: {error}.", f"git checkout {shown}") from error
+    except OSError as error:
+        cause, mend = cause_of(error)
+        raise KitError(f"{shown} cannot be read: {cause}.", mend) from error
     if (found.revision, found.files) != (model.revision, files_of(model)):
         raise KitError(
             f"{shown} is the reference of other files than env/models.toml pins for {model.name}.",
