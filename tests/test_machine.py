@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -34,7 +33,6 @@ def test_sysctl_without_the_program_is_empty(monkeypatch):
 
 
 @pytest.mark.container
-@pytest.mark.skipif("KIT_TESTS_ELSEWHERE" in os.environ, reason="Linux's getrusage, which no Mac has")
 def test_peak_memory_is_this_processes_own_and_not_its_parents():
     """A child of a large process starts small: Linux's ru_maxrss would carry the parent's peak over."""
     held = bytearray(300_000_000)
