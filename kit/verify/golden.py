@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.errors import Command, KitError, WrongUsage
-from kit.files import beside, cause_of
+from kit.files import beside
 from kit.models.registry import Model
 from kit.paths import ROOT
 
@@ -78,7 +78,8 @@ def require_meaning(model: Model) -> None:
 def read(model: Model) -> Golden | None:
     """The model's reference, None where there is none.
 
-    Raises KitError for one that cannot be read, or is of other files than env/models.toml pins.
+    Raises KitError for one that is damaged, or of other files than env/models.toml pins, OSError for one that cannot be
+    read.
     """
     require_meaning(model)
     shown = f"env/golden/{model.name}.json"
@@ -92,9 +93,6 @@ def read(model: Model) -> Golden | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise KitError(f"{shown} cannot be read: {error}.", f"git checkout {shown}") from error
-    except OSError as error:
-        cause, mend = cause_of(error)
-        raise KitError(f"{shown} cannot be read: {cause}.", mend) from error
     if (found.revision, found.files) != (model.revision, files_of(model)):
         raise KitError(
             f"{shown} is the reference of other files than env/models.toml pins for {model.name}.",
