@@ -100,6 +100,24 @@ gguf: $(starter) ## MODEL's weights for METHOD=llamacpp, which also writes them 
 doctor: ## Checks machine, environment, token and model, and says what to do
 	@sh env/doctor.sh
 
+##@ Make it one's own
+
+.PHONY: tune
+tune: $(starter) ## Fine-tunes MODEL on your text; the result is a model under NAME for every verb
+	@$(python) -m scripts.tune
+
+.PHONY: export
+export: $(starter) ## A tuned MODEL as one merged plain folder and GGUF, in dist/, under NAME
+	@$(python) -m scripts.export
+
+.PHONY: models
+models: environment ## What is here and known
+	@$(python) -m scripts.models
+
+.PHONY: remove
+remove: environment ## Removes the tuned model NAME, after asking (FORCE=1: without)
+	@$(python) -m scripts.remove
+
 ##@ Prove and measure
 
 .PHONY: verify

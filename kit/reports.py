@@ -14,7 +14,7 @@ from kit.errors import Command, KitError, WrongUsage
 from kit.files import beside, cause_of
 
 FORMAT = 1
-KINDS = ("manifest", "run", "bench")
+KINDS = ("manifest", "run", "bench", "tune")
 
 
 @dataclass(frozen=True)

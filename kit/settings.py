@@ -48,7 +48,7 @@ class Variable:
     @property
     def parameter(self) -> str:
         """The name of the verb's parameter."""
-        return {"JSON": "as_json", "FROM": "source"}.get(self.name, self.name.lower())
+        return {"JSON": "as_json", "FROM": "source", "CONTEXT": "block"}.get(self.name, self.name.lower())
 
 
 def _row(line: str) -> Variable:

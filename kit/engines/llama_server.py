@@ -83,20 +83,25 @@ def has_metal() -> bool:
 
 
 class LlamaServer:
-    """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens. Raises KitError where it
+    """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens, with an `adapter` of the same
+    kind where there is one. Raises KitError where it
     cannot be, and where something else ran than what was asked for. To be closed.
 
     Whatever llama.cpp would settle by itself is settled here: no fitting to free memory, no context shift, no prompt
     cache between requests but the one that is asked for, no warm-up, and threads on performance cores alone.
     """
 
-    def __init__(self, path: Path, device: str, context: int, quant: str = "") -> None:
+    def __init__(
+        self, path: Path, device: str, context: int, quant: str = "", adapter: Path | None = None
+    ) -> None:
         library = import_library()
         self._key = secrets.token_hex(16)
         self._slots = tempfile.TemporaryDirectory(prefix="kit-")
         self._log = NativeLog()
         self._native: Any = None
         parameters = self._parameters(library, path, device, context)
+        if adapter:
+            parameters.lora_adapters = [library.CommonAdapterLoraInfo(str(adapter), 1.0)]
         if device == "cpu" and quant in REPACKED:
             parameters.load_mode = library.llama_load_mode.LLAMA_LOAD_MODE_NONE
         self._log.start()

@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from kit.engines import devices, llama_server, memory
+from kit.engines import adapters, devices, llama_server, memory
 from kit.engines.devices import Device, Obstacle
 from kit.engines.engine import Engine, Generated, Position
 from kit.engines.llama_server import LlamaServer
@@ -42,10 +42,10 @@ class LlamacppEngine(Engine):
 
     @classmethod
     def formats(cls, model: Model) -> tuple[str, ...]:
-        return gguf_files.names(model)
+        return gguf_files.names(model.foundation)
 
     def choose(self, device: str, number_format: str) -> Device:
-        self.quant = gguf_files.choose(self.model, number_format)
+        self.quant = gguf_files.choose(self.model.foundation, number_format)
         name, reason = devices.choose(device, obstacle)
         return Device(name, self.quant.name, reason, self.quant.reason)
 
@@ -53,7 +53,7 @@ class LlamacppEngine(Engine):
     def tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(self.model.folder / "tokenizer.json"))
+        tokenizer = Tokenizer.from_file(str(self.model.foundation.folder / "tokenizer.json"))
         # What somebody's training left in the file; transformers takes no notice of it either.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -68,16 +68,16 @@ class LlamacppEngine(Engine):
         return ids
 
     def needs_file(self) -> bool:
-        return not gguf_files.is_here(self.model, self.quant)
+        return not gguf_files.is_here(self.model.foundation, self.quant)
 
     def write_file(self, on_progress: Progress = silent) -> bool:
-        return gguf_files.ensure(self.model, self.quant, on_progress)
+        return gguf_files.ensure(self.model.foundation, self.quant, on_progress)
 
     def weights_bytes(self) -> int:
-        return gguf_files.size(self.model, self.quant)
+        return gguf_files.size(self.model.foundation, self.quant)
 
     def bytes_per_token(self) -> int:
-        return gguf_files.bytes_per_token(self.model, self.quant)
+        return gguf_files.bytes_per_token(self.model.foundation, self.quant)
 
     def import_libraries(self) -> None:
         llama_server.import_library()
@@ -87,7 +87,8 @@ class LlamacppEngine(Engine):
         _ = self.tokenizer
         memory.release_free_memory()
         # One more than is asked for: see `generate`.
-        self.server = LlamaServer(self.quant.path, self.device.name, context + 1, self.quant.name)
+        adapter = self.model.folder / adapters.GGUF if self.model.base else None
+        self.server = LlamaServer(self.quant.path, self.device.name, context + 1, self.quant.name, adapter)
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
         prompt_ids, ends = self.fit(request), self.examined.ends

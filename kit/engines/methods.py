@@ -25,7 +25,7 @@ class PipelineEngine(TorchEngine):
 
         self.pipe = pipeline(
             "text-generation",
-            model=str(self.model.folder),
+            model=str(self.model.foundation.folder),
             tokenizer=self.tokenizer,
             model_kwargs={"generation_config": GenerationConfig()},
             **self.where,
@@ -45,7 +45,7 @@ class ManualEngine(TorchEngine):
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         return AutoModelForCausalLM.from_pretrained(
-            self.model.folder, generation_config=GenerationConfig(), **self.where
+            self.model.foundation.folder, generation_config=GenerationConfig(), **self.where
         )
 
     def complete(self, request: Request, config: GenerationConfig, stream: TokenStream) -> None:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kit.engines import devices, imports, memory, threads
+from kit.engines import adapters, devices, imports, memory, threads
 from kit.engines.devices import Device, Obstacle
 from kit.engines.engine import Engine, Generated, Position
 from kit.engines.request import Request
@@ -70,7 +70,7 @@ class TorchEngine(Engine):
         self.import_libraries()
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.model.folder)
+        return AutoTokenizer.from_pretrained(self.model.foundation.folder)
 
     @property
     def where(self) -> dict[str, Any]:
@@ -109,6 +109,8 @@ class TorchEngine(Engine):
         with memory.read_tensor_by_tensor() if converts and self.device.name == "cpu" else nullcontext():
             self.loaded = self._opened()
         self._hold_against_request()
+        if self.model.base:
+            adapters.attach(self.loaded, self.model)
         if self.device.name == "mps":
             import torch
 

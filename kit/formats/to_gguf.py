@@ -198,6 +198,80 @@ def _blocks(bits: numpy.ndarray, kind: Any, heads: int | None) -> numpy.ndarray:
     return blocks
 
 
+
+# --- An adapter -------------------------------------------------------------------------------------------------------
+
+LORA = {"lora_A": "lora_a", "lora_B": "lora_b"}
+
+
+def adapter_names(names: Iterable[str]) -> dict[str, str]:
+    """llama.cpp's name of each tensor of a LoRA adapter -> peft's. Raises KitError for one that has none."""
+    found = {}
+    for own in names:
+        try:
+            stem, side, _ = own.removeprefix("base_model.model.").rsplit(".", 2)
+            ((name, _),) = llama.tensor_names([f"{stem}.weight"], tied=False)
+            found[f"{name}.{LORA[side]}"] = own
+        except (KeyError, ValueError) as error:
+            raise KitError(f"the adapter's tensor {own} has no place in llama.cpp's Llama.") from error
+    return dict(sorted(found.items()))
+
+
+def convert_adapter(source: Path, config: dict[str, Any], alpha: float, title: str, path: Path) -> None:
+    """Writes `path`, a LoRA adapter of peft's (`source`, safetensors) as llama.cpp takes it, and proves it.
+
+    The rows of a query's and a key's B are in the order of the rows that they are added to. Nothing of RoPE: that is
+    the base's.
+    """
+    import numpy
+    from gguf import GGUFWriter
+    from gguf.constants import GGUFType
+
+    tensors = SafetensorsFile([source])
+    names = adapter_names(tensors.tensors)
+    writer = GGUFWriter(path, "llama")
+    try:
+        writer.add_type(GGUFType.ADAPTER)
+        writer.add_string("adapter.type", "lora")
+        writer.add_float32("adapter.lora.alpha", alpha)
+        writer.add_name(title)
+        for name, own in names.items():
+            shape, size = tensors.tensors[own].shape, tensors.tensors[own].count * 4
+            writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), size)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, own in names.items():
+            values, heads = as_float32(tensors.bits(own)), _adapter_heads(name, config)
+            append(writer, [llama.permute(values, heads) if heads else values])
+    finally:
+        writer.close()
+    _prove_adapter(tensors, config, alpha, path)
+
+
+def _adapter_heads(name: str, config: dict[str, Any]) -> int | None:
+    heads, kv_heads, _ = llama.heads(config)
+    if not name.endswith("lora_b"):
+        return None
+    return heads if ".attn_q." in name else kv_heads if ".attn_k." in name else None
+
+
+def _prove_adapter(source: SafetensorsFile, config: dict[str, Any], alpha: float, path: Path) -> None:
+    import numpy
+
+    written = GgufFile(path)
+    try:
+        names = adapter_names(source.tensors)
+        if set(written.tensors) != set(names) or written.metadata.get("adapter.lora.alpha") != alpha:
+            raise _unproved(path, "it has other tensors than the adapter, or another alpha")
+        for name, own in names.items():
+            values, heads = numpy.array(written.decode(name)), _adapter_heads(name, config)  # a copy: it is closed here
+            if not numpy.array_equal(llama.unpermute(values, heads) if heads else values, source.bits(own)):
+                raise _unproved(path, f"{name} is not {own}")
+    finally:
+        written.close()
+
+
 # --- The proof: what stands in the file, held against its source ------------------------------------------------------
 
 # How far a number may be from its source, in steps of its block: half a step, or a whole one where the largest is cut

@@ -82,7 +82,8 @@ _known: dict[tuple[Any, ...], Examination] = {}  # of this process
 
 
 def examination(model: Model) -> Examination:
-    """The model's folder, examined now or before. Raises OSError where its files cannot be read."""
+    """The model's folder, or its base's, examined now or before. Raises OSError where its files cannot be read."""
+    model = model.foundation
     key = (model.folder, model.files)
     if key not in _known:
         _known[key] = _recorded(model)
@@ -111,9 +112,9 @@ def _restored(kept: dict[str, Any]) -> Examination:
 def require(model: Model, framework: str) -> Examination:
     """The examination of a model that the framework can run. Raises KitError that says why it cannot, by name, with the
     method that can, if one can."""
-    strangers = unpinned(model)
+    strangers = [f"models/{one.name}/{name}" for one in filter(None, (model, model.base)) for name in unpinned(one)]
     if strangers:
-        names = ", ".join(f"models/{model.name}/{name}" for name in strangers[:SHOWN])
+        names = ", ".join(sorted(strangers)[:SHOWN])
         raise KitError(
             f"{names}: nobody pinned {'it' if len(strangers) == 1 else 'them'}, and transformers would read "
             f"{'it' if len(strangers) == 1 else 'them'}.",
@@ -138,13 +139,13 @@ def how_to_run(model: Model) -> Hint:
 
 def weights(model: Model) -> list[Path]:
     """The safetensors files that make up the model."""
-    return [model.folder / name for name in examination(model).weights]
+    return [model.foundation.folder / name for name in examination(model).weights]
 
 
 def weights_bytes(model: Model) -> int:
     """Bytes of them."""
     names = examination(model).weights
-    return sum(file.size for file in model.files if file.path in names)
+    return sum(file.size for file in model.foundation.files if file.path in names)
 
 
 def unpinned(model: Model) -> list[str]:

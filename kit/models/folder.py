@@ -27,7 +27,10 @@ def missing(model: Model) -> list[ModelFile]:
 
 
 def check(model: Model) -> None:
-    """Returns where every file is whole. Raises KitError that names the files that are not, and the repair."""
+    """Returns where every file is whole, and every one of a tuned model's base. Raises KitError that names the files
+    that are not, and the repair."""
+    if model.base:
+        check(model.base)
     _require_present(model)
     stamp = _read_stamp(model)
     changed = [file for file in model.files if stamp.get(file.path) != _fingerprint(model, file)]
@@ -59,7 +62,9 @@ def is_whole(model: Model) -> bool:
 
 
 def verify(model: Model, on_bytes: Callable[[int], None] = lambda count: None) -> None:
-    """Hashes every file. Raises KitError like `check`."""
+    """Hashes every file, a tuned model's base's too. Raises KitError like `check`."""
+    if model.base:
+        verify(model.base, on_bytes)
     _require_present(model)
     _prove(model, model.files, on_bytes)
     write_stamp(model)
@@ -106,6 +111,8 @@ def _names(model: Model, files: list[ModelFile]) -> str:
 
 def repair(model: Model) -> Hint:
     """What fetches what is missing or altered."""
+    if model.base:
+        return "a tuning cannot be fetched again: bring a copy of the folder, or ", Command("remove", NAME=model.name)
     if model.wheel:
         return (Command("setup"),)
     fetch = Command("download", MODEL=model.name)

@@ -11,11 +11,13 @@ from kit.models.registry import Model
 
 @dataclass(frozen=True)
 class Duty:
-    """`notice` is the text of the file "Notice", `shown` what stands prominently, `sentence` the duty in words."""
+    """`notice` is the text of the file "Notice", `shown` what stands prominently, `sentence` the duty in words;
+    the name of what is made of it begins with `beginning`, in any case of letters."""
 
     notice: str
     shown: str
     sentence: str
+    beginning: str = ""
 
 
 NOTICE = "Notice"
@@ -26,6 +28,7 @@ LLAMA_3_2 = Duty(
     shown="Built with Llama",
     sentence="whoever hands it on gives the agreement, the notice and the use policy along, and shows «Built with "
     "Llama»; whoever takes it accepts the Llama 3.2 Community License",
+    beginning="Llama",
 )
 DUTIES = {"Llama 3.2 Community License": LLAMA_3_2}
 
@@ -39,6 +42,12 @@ def duty(model: Model) -> Duty | None:
             "leave it out of MODEL=",
         )
     return found
+
+
+def may_be_called(model: Model, name: str) -> bool:
+    """Whether something made of the model may have this name where it is handed on."""
+    found = DUTIES.get(model.licence)
+    return found is None or name.casefold().startswith(found.beginning.casefold())
 
 
 def texts(model: Model) -> tuple[str, ...]:

@@ -1,11 +1,14 @@
 """env/models.toml -> Model, ModelFile: every model that the kit knows, with the pins that make it the same everywhere.
 
+A tuned model needs no section there: models/<name>/tune.json, which was written with it, says what it is.
+
 Parsed by Python 3.9, for the doctor; reading the file takes 3.11's tomllib.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -45,6 +48,8 @@ class Model:
     `kind` is `base`, `instruct` or `random`; `context` is in tokens; `revision` is the Hub's commit, the wheel's
     version or the seed; `repo_id` is None for a model that does not come from the Hub, and `wheel` for one that does.
     `licence_files` are what its licence asks to hand on with it.
+
+    A tuned model's kind is `tuned`, its files are an adapter to `base`, and its revision is the adapter's sha256.
     """
 
     name: str
@@ -58,6 +63,12 @@ class Model:
     files: tuple[ModelFile, ...]
     wheel: Wheel | None
     licence_files: tuple[str, ...] = ()
+    base: Model | None = None
+
+    @property
+    def foundation(self) -> Model:
+        """The model that has the weights, the config and the tokenizer: a tuned one's base, else itself."""
+        return self.base or self
 
     @property
     def folder(self) -> Path:
@@ -71,7 +82,8 @@ class Model:
     def identity(self) -> dict[str, Any]:
         """Which model it is, for a report: the commit and the sha256 of every file."""
         files = {file.path: file.sha256 for file in self.files}
-        return {"name": self.name, "repo_id": self.repo_id, "revision": self.revision, "files": files}
+        own = {"name": self.name, "repo_id": self.repo_id, "revision": self.revision, "files": files}
+        return {**own, "base": self.base.identity()} if self.base else own
 
     @property
     def size(self) -> int:
@@ -112,10 +124,12 @@ def read(path: Path = paths.MODELS_TOML) -> dict[str, Model]:
 def find(name: str) -> Model:
     """The model called `name`. Raises WrongUsage with the names that there are."""
     models = read()
+    if name not in models and (paths.MODELS / name / TUNE_JSON).is_file() and not set(name) & {"/", "\0"}:
+        return tuned(name)
     if name not in models:
-        known = ", ".join(models)
+        known = ", ".join([*models, *tuned_names()])
         hint: Hint = (Command("run", MODEL="starter"),)
-        if near := nearest(name, models):
+        if near := nearest(name, [*models, *tuned_names()]):
             hint = (f"MODEL={near}, perhaps",)
         raise WrongUsage(f"there is no model {name!r}. Models: {known}.", *hint)
     return models[name]
@@ -126,6 +140,72 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = list(names)
     starting = [each for each in names if name and each.startswith(name.lower())]
     return next(iter([*starting, *difflib.get_close_matches(name.lower(), names, 1)]), "")
+
+
+# --- Tuned models -----------------------------------------------------------------------------------------------------
+
+TUNE_JSON = "tune.json"
+# What a file of the base has to be for the adapter to mean what it did.
+DECIDING = (".safetensors", ".json", ".jinja")
+
+
+def tuned_names() -> list[str]:
+    """The models that were tuned here, or came with a bundle."""
+    return sorted(path.parent.name for path in paths.MODELS.glob(f"[!.]*/{TUNE_JSON}"))
+
+
+def read_tune(name: str) -> dict[str, Any]:
+    """What models/<name>/tune.json says. Raises KitError where it cannot be read."""
+    path = paths.MODELS / name / TUNE_JSON
+    remove = Command("remove", NAME=name)
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(said, dict):
+            raise ValueError("it is not a table")
+        return said
+    except OSError as error:
+        cause, mend = cause_of(error)
+        raise KitError(f"models/{name}/{TUNE_JSON} cannot be read: {cause}.", mend, ", or ", remove) from error
+    except ValueError as error:
+        raise KitError(f"models/{name}/{TUNE_JSON} is damaged ({error}).", remove, ", and tune it again") from error
+
+
+def tuned(name: str) -> Model:
+    """A tuned model, by its tune.json. Raises KitError where its base is unknown here, or another one by now."""
+    said = read_tune(name)
+    try:
+        base, files = said["base"], tuple(ModelFile(**file) for file in said["files"])
+        base_name, theirs = str(base["name"]), dict(base["files"])
+        weights = next(file for file in files if file.path.endswith(".safetensors"))
+    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        what = f"models/{name}/{TUNE_JSON} lacks what a run needs ({error})."
+        raise KitError(what, Command("remove", NAME=name), ", and tune it again") from error
+    ours = read().get(base_name)
+    at = f"{name} was tuned on {base_name} at {base.get('revision')}"
+    if ours is None:
+        raise KitError(f"{at}, and env/models.toml lists no {base_name}.", "put its section back into env/models.toml")
+    now = {file.path: file.sha256 for file in ours.files}
+    other = sorted(path for path in theirs if path.endswith(DECIDING) and now.get(path) != theirs[path])
+    if other:
+        raise KitError(
+            f"{at}, and env/models.toml has another one by now, at {ours.revision}: {', '.join(other[:3])}.",
+            "put the section back that it was tuned on, or tune again: ",
+            Command("tune", MODEL=base_name, NAME=f"{name}-2"),
+        )
+    return Model(
+        name=name,
+        title=f"{ours.title}, tuned on {(said.get('data') or {}).get('name') or 'a text'}",
+        kind="tuned",
+        licence=ours.licence,
+        repo_id=None,
+        revision=weights.sha256,
+        gated=ours.gated,
+        context=ours.context,
+        files=files,
+        wheel=None,
+        licence_files=(),
+        base=ours,
+    )
 
 
 def _model(name: str, section: dict[str, Any]) -> Model:

@@ -1,0 +1,45 @@
+"""A tuned model's adapter on its base, in torch: peft's LoRA beside every linear layer, the base's weights as they are."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from kit.errors import KitError
+from kit.models.registry import Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+# The files of a tuned model's folder: peft's own form, and the same for llama.cpp.
+CONFIG, WEIGHTS, GGUF = "adapter_config.json", "adapter_model.safetensors", "adapter.gguf"
+
+
+def attach(loaded: PreTrainedModel, model: Model) -> PeftModel:
+    """Puts the adapter of `model` into `loaded`, its base. Raises KitError where it does not belong there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from peft import PeftConfig, PeftModel, load_peft_weights, set_peft_model_state_dict
+
+        try:
+            config = PeftConfig.from_pretrained(str(model.folder))
+            config.inference_mode = True
+            wrapped = PeftModel(loaded, config)
+            result = set_peft_model_state_dict(wrapped, load_peft_weights(str(model.folder), device="cpu"))
+        except (RuntimeError, ValueError, TypeError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise _another(model, words) from error
+    absent = [name for name in result.missing_keys if "lora_" in name]
+    if absent or result.unexpected_keys:
+        raise _another(model, f"{len(absent)} tensors missing, {len(result.unexpected_keys)} too many")
+    wrapped.eval()
+    return wrapped
+
+
+def _another(model: Model, why: str) -> KitError:
+    assert model.base
+    return KitError(
+        f"the adapter of {model.name} does not belong to {model.base.name}: {why}.",
+        "bring the whole folder anew from where it was tuned",
+    )

@@ -1,0 +1,50 @@
+"""The adapter as models/<NAME>/ holds it: peft's own form, the same for llama.cpp, and tune.json, which says of what."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kit.engines import adapters
+from kit.files import sha256
+from kit.formats import llama, to_gguf
+from kit.models import registry
+from kit.models.registry import Model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def write(place: Path, model: PeftModel, base: Model, name: str, said: dict[str, Any]) -> dict[str, Any]:
+    """Writes the folder `place`: the adapters of `model`, and `said` with the files' sha256; that is tune.json.
+
+    The same adapters give the same bytes. Raises KitError where what was written is not right.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    config = model.peft_config["default"]
+    state = {key: value.detach().cpu().contiguous() for key, value in get_peft_model_state_dict(model).items()}
+    save_file(state, place / adapters.WEIGHTS, metadata={"format": "pt"})
+    words = {key: _plain(value) for key, value in {**config.to_dict(), "inference_mode": True}.items()}
+    text = json.dumps(words, indent=2, sort_keys=True, ensure_ascii=False)
+    (place / adapters.CONFIG).write_text(f"{text}\n", encoding="utf-8")
+    alpha = float(config.lora_alpha)  # type: ignore[attr-defined]
+    to_gguf.convert_adapter(
+        place / adapters.WEIGHTS, llama.read_config(base.folder), alpha, name, place / adapters.GGUF
+    )
+    names = (adapters.CONFIG, adapters.WEIGHTS, adapters.GGUF)
+    files = [{"path": path, "size": (place / path).stat().st_size, "sha256": sha256(place / path)} for path in names]
+    said = {**said, "files": files}
+    text = json.dumps(said, indent=1, ensure_ascii=False)
+    (place / registry.TUNE_JSON).write_text(f"{text}\n", encoding="utf-8")
+    return said
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: a set has no order of its own, and would be written in another one each time."""
+    if isinstance(value, set):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else value
