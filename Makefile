@@ -16,26 +16,16 @@ rows = $(shell awk -F ' *[|] *' '/^[A-Z]/ && $$4 !~ /^-/ && $$5 $(1) /typed/ { p
 settings := $(call rows,!~)
 typed := $(call rows,~)
 
+# The scripts are told which ones were typed.
+override KIT_TYPED := $(strip $(foreach name,$(settings) $(typed),$(if $(findstring command,$(origin $(name))),$(name))))
 # They reach the scripts through the environment, letter for letter. A plain `export` would mangle `$` and run a
 # $(shell …) in a value.
 define take
-ifneq ($$(origin $(1)),undefined)
 override $(1) := $$(value $(1))
 export $(1)
-endif
 endef
-$(foreach name,$(settings),$(eval $(call take,$(name))))
-
-# Of the others the scripts are told which ones were typed.
-override KIT_TYPED :=
-define take-typed
-ifneq ($$(findstring command,$$(origin $(1))),)
-override $(1) := $$(value $(1))
-export $(1)
-override KIT_TYPED += $(1)
-endif
-endef
-$(foreach name,$(typed),$(eval $(call take-typed,$(name))))
+given = $(foreach name,$(settings),$(if $(filter-out undefined,$(origin $(name))),$(name)))
+$(foreach name,$(sort $(given) $(KIT_TYPED)),$(eval $(call take,$(name))))
 export KIT_TYPED
 
 # The environment is what the lock says, under every locale and whatever else is active.
@@ -205,7 +195,7 @@ clean: ## Removes .venv and caches
 	@find kit scripts tests -name __pycache__ -type d -exec rm -rf {} +
 
 .PHONY: purge
-purge: ## Also removes models/ reports/ dist/, after asking (FORCE=1: without). Never .env
+purge: ## Also removes models/ (not what was tuned) reports/ dist/, after asking (FORCE=1: without). Never .env
 	@sh env/purge.sh $(if $(and $(filter FORCE,$(KIT_TYPED)),$(filter-out 0,$(FORCE))),--force)
 	@$(MAKE) -s clean
 

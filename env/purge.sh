@@ -1,5 +1,5 @@
 #!/bin/sh
-# Removes what can be made again: sh env/purge.sh [--force]. Never .env. POSIX sh.
+# Removes what can be made again: sh env/purge.sh [--force]. Never .env, and no tuned model: that cannot. POSIX sh.
 set -u
 CDPATH= cd "$(dirname "$0")/.." || exit 1
 
@@ -10,8 +10,18 @@ if [ "${1:-}" != --force ]; then
     exit 1
   fi
   du -sh models reports dist 2>/dev/null
-  printf 'Remove models/, reports/ and dist/ for good? [y/N] '
+  printf 'Remove models/ (but what was tuned), reports/ and dist/ for good? [y/N] '
   read -r answer
   case $answer in [yY]*) ;; *) echo "nothing was removed"; exit 1 ;; esac
 fi
-rm -rf models reports dist
+rm -rf reports dist
+kept=
+for place in models/* models/.[!.]*; do
+  [ -e "$place" ] || [ -L "$place" ] || continue
+  if [ -f "$place/tune.json" ] || [ "${place%.tuning}" != "$place" ]; then kept="$kept $place"; else rm -rf "$place"; fi
+done
+if [ -n "$kept" ]; then
+  echo "kept, for a tuning cannot be fetched again:$kept (make remove NAME=… removes one)" >&2
+else
+  rm -rf models
+fi

@@ -27,6 +27,7 @@ from scripts.progress import ProgressLine
 NATURES = {
     "base": "a base model: it continues text",
     "instruct": "instruction-tuned, so not a base model; it stands in until you have one",
+    "tuned": "it continues text as its own text taught it",
     "random": "for speed and memory: what it writes means nothing",
 }
 FROM_FILE = Command("run", PROMPT_FILE="prompt.txt")
@@ -54,6 +55,7 @@ def run(
     as_json: bool,
     record: bool,
     source: str | None,
+    adapter: int,
 ) -> None:
     """Complete a prompt with a base model.
 
@@ -71,9 +73,9 @@ def run(
     else:
         text = read_prompt(prompt, prompt_file)
         dtype, quant = number_formats(context, method, dtype, quant)
-        request = Request(
-            registry.find(model), text, method, device, dtype, max_new_tokens, temperature, seed, quant, ignore_eos
-        )
+        found = registry.find(model)
+        found = found if adapter else found.foundation
+        request = Request(found, text, method, device, dtype, max_new_tokens, temperature, seed, quant, ignore_eos)
     progress = ProgressLine()
     if prepare:
         generate.prepare(request, progress)

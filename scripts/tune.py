@@ -40,8 +40,8 @@ def tune(
 ) -> None:
     """Fine-tune MODEL on a text (LoRA), as a model under NAME for every verb.
 
-    With nothing typed: the starter, on a small text about a made-up place, to see what changes. The same command goes on
-    where it was stopped.
+    With nothing typed: the starter, on a small text about a made-up place, to see what changes. The same command goes
+    on where it was stopped.
 
     \b
     make tune
@@ -87,8 +87,8 @@ def tune(
     for line in evaluate.verdicts(said):
         cli.note(f"note: {line}")
     prompt = said["prompts"][0] if said["prompts"] else "…"
-    run = Command("run", MODEL=asked.name, PROMPT=prompt)
-    cli.next_step(run, "\n  the base, for comparing: add ADAPTER=0; your own text: ", Command("tune", DATA="notes.txt", NAME="mine"))
+    run, own = Command("run", MODEL=asked.name, PROMPT=prompt), Command("tune", DATA="notes.txt", NAME="mine")
+    cli.next_step(run, "\n  the base, for comparing: the same with ADAPTER=0; your own text: ", own)
 
 
 def is_typed(context: click.Context, name: str) -> bool:
@@ -105,10 +105,13 @@ def told(said: dict[str, Any]) -> list[str]:
         lines += [f"> {prompt}", f"    base:  {_short(base)}", f"    tuned: {_short(tuned)}"]
     lines.append("")
     if before["facts_right"] is not None:
-        count = len(before["answers"])
-        lines.append(f"facts right:      base {before['facts_right']} of {count}, tuned {after['facts_right']} of {count}")
+        right = [
+            f"{which} {each['facts_right']} of {len(each['answers'])}"
+            for which, each in (("base", before), ("tuned", after))
+        ]
+        lines.append(f"facts right:             {', '.join(right)}")
     for what, name in (("held-out text:  ", "held_out_loss"), ("unrelated text: ", "unrelated_loss")):
-        lines.append(f"loss on {what}  base {before[name]:.2f}, tuned {after[name]:.2f}"[:WIDTH])
+        lines.append(f"loss on {what}  base {before[name]:.2f}, tuned {after[name]:.2f}")
     lines.append(
         f"[{said['name']}, {said['settings']['device']}, {said['settings']['dtype']}] {said['updates']} updates in "
         f"{said['training_s']:.0f} s, {said['tokens_per_s']:.0f} tokens/s, total {said['total_s']:.0f} s, "

@@ -1,9 +1,9 @@
-"""A tuned model's adapter on its base, in torch: peft's LoRA beside every linear layer, the base's weights as they are."""
+"""A tuned model's adapter on its base, in torch: peft's LoRA beside the linear layers, whose weights do not change."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kit.errors import KitError
 from kit.models.registry import Model
@@ -11,9 +11,6 @@ from kit.models.registry import Model
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-# The files of a tuned model's folder: peft's own form, and the same for llama.cpp.
-CONFIG, WEIGHTS, GGUF = "adapter_config.json", "adapter_model.safetensors", "adapter.gguf"
 
 
 def attach(loaded: PreTrainedModel, model: Model) -> PeftModel:
@@ -26,7 +23,7 @@ def attach(loaded: PreTrainedModel, model: Model) -> PeftModel:
             config = PeftConfig.from_pretrained(str(model.folder))
             config.inference_mode = True
             wrapped = PeftModel(loaded, config)
-            result = set_peft_model_state_dict(wrapped, load_peft_weights(str(model.folder), device="cpu"))
+            result: Any = set_peft_model_state_dict(wrapped, load_peft_weights(str(model.folder), device="cpu"))
         except (RuntimeError, ValueError, TypeError) as error:
             words = " ".join(str(error).split())[:300]
             raise _another(model, words) from error

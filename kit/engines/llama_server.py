@@ -91,9 +91,7 @@ class LlamaServer:
     cache between requests but the one that is asked for, no warm-up, and threads on performance cores alone.
     """
 
-    def __init__(
-        self, path: Path, device: str, context: int, quant: str = "", adapter: Path | None = None
-    ) -> None:
+    def __init__(self, path: Path, device: str, context: int, quant: str = "", adapter: Path | None = None) -> None:
         library = import_library()
         self._key = secrets.token_hex(16)
         self._slots = tempfile.TemporaryDirectory(prefix="kit-")

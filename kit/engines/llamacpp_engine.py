@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from kit.engines import adapters, devices, llama_server, memory
+from kit.engines import devices, llama_server, memory
 from kit.engines.devices import Device, Obstacle
 from kit.engines.engine import Engine, Generated, Position
 from kit.engines.llama_server import LlamaServer
@@ -18,7 +18,7 @@ from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError
 from kit.files import Progress, silent
-from kit.models import gguf_files
+from kit.models import gguf_files, registry
 from kit.models.registry import Model
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class LlamacppEngine(Engine):
         _ = self.tokenizer
         memory.release_free_memory()
         # One more than is asked for: see `generate`.
-        adapter = self.model.folder / adapters.GGUF if self.model.base else None
+        adapter = self.model.folder / registry.ADAPTER_GGUF if self.model.base else None
         self.server = LlamaServer(self.quant.path, self.device.name, context + 1, self.quant.name, adapter)
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:

@@ -198,7 +198,6 @@ def _blocks(bits: numpy.ndarray, kind: Any, heads: int | None) -> numpy.ndarray:
     return blocks
 
 
-
 # --- An adapter -------------------------------------------------------------------------------------------------------
 
 LORA = {"lora_A": "lora_a", "lora_B": "lora_b"}

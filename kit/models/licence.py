@@ -36,7 +36,7 @@ DUTIES = {"Llama 3.2 Community License": LLAMA_3_2}
 def duty(model: Model) -> Duty | None:
     """None for a licence that asks for no more than itself. Raises KitError for a gated model of an unknown licence."""
     found = DUTIES.get(model.licence)
-    if model.gated and (found is None or not model.licence_files):
+    if model.gated and (found is None or not model.foundation.licence_files):
         raise KitError(
             f"{model.name} is gated ({model.licence}), and the kit does not know what handing it on asks for.",
             "leave it out of MODEL=",

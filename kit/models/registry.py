@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -145,6 +146,13 @@ def nearest(name: str, names: Iterable[str]) -> str:
 # --- Tuned models -----------------------------------------------------------------------------------------------------
 
 TUNE_JSON = "tune.json"
+# peft's own form of an adapter, and the same for llama.cpp.
+ADAPTER_FILES = ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_GGUF = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter.gguf",
+)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # What a file of the base has to be for the adapter to mean what it did.
 DECIDING = (".safetensors", ".json", ".jinja")
 
@@ -154,9 +162,9 @@ def tuned_names() -> list[str]:
     return sorted(path.parent.name for path in paths.MODELS.glob(f"[!.]*/{TUNE_JSON}"))
 
 
-def read_tune(name: str) -> dict[str, Any]:
-    """What models/<name>/tune.json says. Raises KitError where it cannot be read."""
-    path = paths.MODELS / name / TUNE_JSON
+def read_tune(name: str, within: Path | None = None) -> dict[str, Any]:
+    """What models/<name>/tune.json says, or one `within` another folder. Raises KitError where it is damaged."""
+    path = (within or paths.MODELS) / name / TUNE_JSON
     remove = Command("remove", NAME=name)
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
@@ -170,9 +178,9 @@ def read_tune(name: str) -> dict[str, Any]:
         raise KitError(f"models/{name}/{TUNE_JSON} is damaged ({error}).", remove, ", and tune it again") from error
 
 
-def tuned(name: str) -> Model:
+def tuned(name: str, within: Path | None = None) -> Model:
     """A tuned model, by its tune.json. Raises KitError where its base is unknown here, or another one by now."""
-    said = read_tune(name)
+    said = read_tune(name, within)
     try:
         base, files = said["base"], tuple(ModelFile(**file) for file in said["files"])
         base_name, theirs = str(base["name"]), dict(base["files"])

@@ -51,12 +51,29 @@ class Plan:
 def plan(sums: Sums, target: Target) -> Plan:
     """What `target` takes from a bundle of these checksums. Raises KitError where the clone's pins say otherwise."""
     known, there = registry.read(), bundle.models_in(sums)
-    strange = [name for name in there if name not in known]
-    return Plan(
-        wheels=_wheels(sums, target),
-        models={name: _model(known[name], inside, sums) for name, inside in there.items() if name in known},
-        notes=[f"{name} stays in the bundle: env/models.toml of this clone does not list it" for name in strange],
-    )
+    tunings = {name for name, inside in there.items() if name not in known and registry.TUNE_JSON in inside}
+    strange = [name for name in there if name not in known and name not in tunings]
+    taken = {name: _model(known[name], inside, sums) for name, inside in there.items() if name in known}
+    notes = [f"{name} stays in the bundle: env/models.toml of this clone does not list it" for name in strange]
+    for name in sorted(tunings):
+        items, note = _tuning(name, there[name], sums)
+        notes += [note] if note else []
+        taken |= {name: items} if items else {}
+    return Plan(wheels=_wheels(sums, target), models=taken, notes=notes)
+
+
+def _tuning(name: str, inside: list[str], sums: Sums) -> tuple[list[Item], str]:
+    """A tuned model's files, and what to say of it. tune.json comes last: with it the model is there."""
+    place = f"{bundle.MODELS}/{name}"
+    allowed = (*registry.ADAPTER_FILES, registry.TUNE_JSON)
+    if not registry.NAME.fullmatch(name) or set(inside) - {licence.NOTICE} != set(allowed):
+        raise bundle.refusal(place, "is no tuned model as the kit makes one")
+    items = [Item(f"{place}/{path}", sums[f"{place}/{path}"], paths.MODELS / name / path) for path in allowed]
+    if (paths.MODELS / name).exists():
+        if all(item.target.is_file() and sha256(item.target) == item.sha256 for item in items):
+            return [], ""
+        return [], f"{name} stays in the bundle: models/{name}/ is here already, and a tuning is never replaced"
+    return items, f"{name} is a tuned model: no registry pins it, the bundle's digest alone vouches for it"
 
 
 def _wheels(sums: Sums, target: Target) -> list[Item]:
@@ -120,7 +137,10 @@ def carry_out(
         for item in wanted:
             item.partial.replace(item.target)
         for name in taken.models:
-            model_folder.write_stamp(registry.find(name))
+            try:
+                model_folder.write_stamp(registry.find(name))
+            except KitError as error:  # a tuning of a base that this clone has not
+                taken.notes.append(error.message)
     return total
 
 

@@ -62,12 +62,13 @@ def shelf(folder: Path, allow_gated: bool = False) -> Shelf:
     unpacked.check(sums)
     known, found = registry.read(), []
     for name, paths in bundle.models_in(sums).items():
-        if name not in known:
+        is_tuned = name not in known and registry.TUNE_JSON in paths
+        if name not in known and not is_tuned:
             raise KitError(
                 f"the bundle holds the model {name}, which env/models.toml of this clone does not list.",
                 "serve it from a clone of the commit that the bundle's README names",
             )
-        model = known[name]
+        model = registry.tuned(name, folder / bundle.MODELS) if is_tuned else known[name]
         bundle.check_model(model, sums)
         found.append(model)
         if model.gated and allow_gated:

@@ -23,7 +23,7 @@ from kit.environment.lock import Target
 from kit.errors import KitError
 from kit.files import Progress, require_room, sha256, silent, staged
 from kit.models import folder as model_folder
-from kit.models import licence
+from kit.models import licence, registry
 from kit.models.registry import Model
 from kit.offline import bundle
 from kit.paths import ROOT
@@ -45,16 +45,27 @@ class Made:
 
 def make(models: Iterable[Model], targets: Iterable[Target], on_progress: Progress = silent) -> Made:
     """Makes the bundle of the commit that is checked out. Raises KitError; safe to interrupt and to run again."""
-    models = sorted(models, key=lambda model: model.name)
+    # A tuned model is nothing without its base.
+    models = sorted({model.name: model for one in models for model in (one, one.foundation)}.values(), key=_name)
     targets = sorted(set(targets), key=str)
     commit = clean_commit()
     for model in models:
         model_folder.check(model)
         licence.require_licences(model, [path.name for path in model.folder.iterdir()])
+        if not licence.may_be_called(model, model.name) and model.base:
+            raise KitError(
+                f"{model.name} is made of {model.base.name}, and the {model.licence} asks of a model that is handed on "
+                "that its name begins with Llama.",
+                f"mv models/{model.name} models/llama-{model.name}, then the same command with that name",
+            )
     folder = paths.DIST / f"base-model-kit-{commit[:12]}"
     wait = partial(on_progress, "waiting for another bundle that is made here", 0)
     with staged("the bundle", paths.DIST / "bundle", bundle.GOES_ON, on_wait=wait):
         return _Work(folder, commit, models, targets, on_progress).run()
+
+
+def _name(model: Model) -> str:
+    return model.name
 
 
 def clean_commit() -> str:
@@ -173,7 +184,8 @@ class _Work:
         place = self.partial / bundle.MODELS
         shutil.rmtree(place, ignore_errors=True)
         for model in self.models:
-            for path in [file.path for file in model.files] + list(model.licence_files):
+            tune = [registry.TUNE_JSON] if model.base else []
+            for path in [file.path for file in model.files] + list(model.licence_files) + tune:
                 (place / model.name / path).parent.mkdir(parents=True, exist_ok=True)
                 _link(model.folder / path, place / model.name / path)
             if duty := licence.duty(model):
@@ -262,4 +274,5 @@ def _of(model: Model) -> str:
     files += [licence.NOTICE] if licence.duty(model) else []
     where = f" (models/{model.name}/: {', '.join(files)})" if files else ""
     source = f"https://huggingface.co/{model.repo_id} at {model.revision}" if model.repo_id else model.revision
+    source = f"{model.base.name}, tuned: no registry pins it" if model.base else source
     return f"  {model.name} = {model.title}: {model.licence}{where}, from {source}"

@@ -1,4 +1,4 @@
-"""The adapter as models/<NAME>/ holds it: peft's own form, the same for llama.cpp, and tune.json, which says of what."""
+"""The adapter as models/<NAME>/ holds it: peft's own form, the same for llama.cpp, and tune.json: of what, and how."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kit.engines import adapters
 from kit.files import sha256
 from kit.formats import llama, to_gguf
 from kit.models import registry
@@ -27,15 +26,16 @@ def write(place: Path, model: PeftModel, base: Model, name: str, said: dict[str,
 
     config = model.peft_config["default"]
     state = {key: value.detach().cpu().contiguous() for key, value in get_peft_model_state_dict(model).items()}
-    save_file(state, place / adapters.WEIGHTS, metadata={"format": "pt"})
+    save_file(state, place / registry.ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    (place / registry.ADAPTER_WEIGHTS).chmod(0o644)  # safetensors' own writer leaves it to its owner alone
     words = {key: _plain(value) for key, value in {**config.to_dict(), "inference_mode": True}.items()}
     text = json.dumps(words, indent=2, sort_keys=True, ensure_ascii=False)
-    (place / adapters.CONFIG).write_text(f"{text}\n", encoding="utf-8")
-    alpha = float(config.lora_alpha)  # type: ignore[attr-defined]
+    (place / registry.ADAPTER_CONFIG).write_text(f"{text}\n", encoding="utf-8")
+    alpha = float(config.lora_alpha)
     to_gguf.convert_adapter(
-        place / adapters.WEIGHTS, llama.read_config(base.folder), alpha, name, place / adapters.GGUF
+        place / registry.ADAPTER_WEIGHTS, llama.read_config(base.folder), alpha, name, place / registry.ADAPTER_GGUF
     )
-    names = (adapters.CONFIG, adapters.WEIGHTS, adapters.GGUF)
+    names = registry.ADAPTER_FILES
     files = [{"path": path, "size": (place / path).stat().st_size, "sha256": sha256(place / path)} for path in names]
     said = {**said, "files": files}
     text = json.dumps(said, indent=1, ensure_ascii=False)

@@ -133,7 +133,7 @@ def _record(path: Path, number: int, record: Any) -> Sample:
             raise WrongUsage(f"{path}, line {number}: no text under {name!r}.", f"one record a line: {RECORD}")
         if any("\ud800" <= character <= "\udfff" for character in value):
             raise WrongUsage(f"{path}, line {number}: {name!r} has half a character in it.", "write the whole one")
-    return Sample(values[-1], values[0] if len(values) == 2 else "", ends=True)
+    return Sample(str(values[-1]), str(values[0]) if len(values) == 2 else "", ends=True)
 
 
 # --- Holding out ------------------------------------------------------------------------------------------------------

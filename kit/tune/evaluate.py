@@ -72,9 +72,7 @@ def measure(
     if facts:
         for each in questions():
             text = completion(engine, model, each["prompt"], ANSWER)
-            answers.append(
-                {**each, "text": text, "right": each["answer"].casefold().split()[-1] in text.casefold()}
-            )
+            answers.append({**each, "text": text, "right": each["answer"].casefold().split()[-1] in text.casefold()})
     return {
         "held_out_loss": round(train.mean_loss(engine.loaded, held_out), 4),
         "unrelated_loss": round(train.mean_loss(engine.loaded, other), 4),

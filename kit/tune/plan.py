@@ -11,7 +11,7 @@ from kit.errors import Command, KitError, WrongUsage
 from kit.formats import llama
 from kit.models import examine
 from kit.models.registry import Model
-from kit.tune.train import PIECE, Recipe
+from kit.tune.train import Recipe
 
 RANK = 8
 
@@ -28,7 +28,7 @@ class Defaults:
 
 # Measured (docs/tuning.md): what is usual elsewhere, 2e-4 and a few epochs, leaves no trace of a page of text; what a
 # page needs makes a model forget on a book.
-BY_SIZE = (Defaults(5_000, 10, 1e-3, 64), Defaults(50_000, 4, 5e-4, 128), Defaults(math.inf, 2, 2e-4, 256))
+BY_SIZE = (Defaults(5_000, 6, 1e-3, 64), Defaults(50_000, 4, 5e-4, 128), Defaults(math.inf, 2, 2e-4, 256))
 
 
 def defaults(tokens: int) -> Defaults:
@@ -71,6 +71,7 @@ LIBRARIES = 350_000_000  # bytes: torch, transformers, peft, the tokenizer
 BYTES_PER_NUMBER = {"bfloat16": 6.4, "float16": 6.4, "float32": 9.8}
 # With gradient checkpointing this share of it is in memory at once: a few layers, and what malloc keeps of others.
 CHECKPOINTED = 0.45
+PIECE = 128  # positions whose logits are in memory at once (head_loss.py)
 LOGITS_COPIES = 3
 # Of the memory that is free, so much is taken at most: the rest of the machine works on.
 SHARE = 0.9

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 WARM_UP = 0.05  # of the updates; from there the rate falls along half a cosine, to nothing
 CLIP = 1.0  # the gradient's norm at most
-PIECE = 128  # positions whose logits are in memory at once
 CHECKPOINT_EVERY = 30.0  # seconds
 CURVE_POINTS = 10  # measurements of the held-out text on the way
 
@@ -75,11 +74,7 @@ def with_adapters(model: PreTrainedModel, recipe: Recipe, base: str | None, revi
 
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -94,6 +89,8 @@ def loss_sum(model: PreTrainedModel, block: Block) -> tuple[torch.Tensor, int]:
     """The summed loss of a block's learnt tokens, in nats, and how many they are."""
     import torch
 
+    from kit.tune.head_loss import HeadLoss
+
     ids, learnt = block
     device = model.device
     tokens = torch.tensor([ids], device=device)
@@ -104,49 +101,8 @@ def loss_sum(model: PreTrainedModel, block: Block) -> tuple[torch.Tensor, int]:
         hidden, targets = hidden[wanted], tokens[0, 1:][wanted]
     else:
         targets = tokens[0, 1:]
-    return _head_loss()(hidden, model.lm_head.weight, targets), count
-
-
-_HEAD_LOSS: Any = None
-
-
-def _head_loss() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """Cross-entropy of a frozen head, in pieces: the logits of all positions, in float32 with their gradient, would be
-    the largest thing in memory (Llama 3.2: 128,256 for each). The head learns nothing, so the one gradient that is
-    wanted, that of `hidden`, is there when the loss is: logits are made once, and not kept."""
-    global _HEAD_LOSS
-    if _HEAD_LOSS is not None:
-        return _HEAD_LOSS  # type: ignore[no-any-return]
-    import torch
-
-    class HeadLoss(torch.autograd.Function):
-        @staticmethod
-        def forward(  # type: ignore[override]
-            ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-        ) -> torch.Tensor:
-            wants = ctx.needs_input_grad[0]
-            gradient = torch.empty_like(hidden) if wants else None
-            total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-            for start in range(0, hidden.shape[0], PIECE):
-                part, right = hidden[start : start + PIECE], targets[start : start + PIECE, None]
-                logits = torch.nn.functional.linear(part, weight).float()
-                own = logits.gather(1, right)
-                norm = logits.logsumexp(1, keepdim=True)
-                total += (norm - own).sum()
-                if gradient is not None:
-                    logits.sub_(norm).exp_()
-                    logits.scatter_add_(1, right, torch.full_like(own, -1.0))
-                    torch.mm(logits.to(weight.dtype), weight, out=gradient[start : start + PIECE])
-            ctx.save_for_backward(gradient)
-            return total
-
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-            (gradient,) = ctx.saved_tensors
-            return gradient * grad.to(gradient.dtype), None, None
-
-    _HEAD_LOSS = HeadLoss.apply
-    return HeadLoss.apply  # type: ignore[no-any-return]
+    total: torch.Tensor = HeadLoss.apply(hidden, model.lm_head.weight, targets)  # type: ignore[no-untyped-call]
+    return total, count
 
 
 def mean_loss(model: PreTrainedModel, blocks: Sequence[Block]) -> float:
@@ -199,7 +155,7 @@ class Training:
         for block in islice(blocks, self.update, self.updates):
             total, count = loss_sum(self.loaded, block)
             loss = total / max(1, count)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), CLIP)
             value = loss.item()
             if not math.isfinite(value) or not math.isfinite(norm.item()):
@@ -272,17 +228,14 @@ class Checkpoint:
 
         with trouble("the checkpoint", (Command("tune"), "  (as before: it goes on from the checkpoint before)")):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with beside(self.path) as partial:
-                with partial.open("wb") as file:
-                    try:
-                        torch.save(
-                            {"request": self.request, "measured": self.measured, "state": training.state()}, file
-                        )
-                    except RuntimeError as error:
-                        # torch's writer says of a disk that is full that a position in its stream is unexpected.
-                        if isinstance(error.__context__, OSError):
-                            raise error.__context__ from error
-                        raise
+            with beside(self.path) as partial, partial.open("wb") as file:
+                try:
+                    torch.save({"request": self.request, "measured": self.measured, "state": training.state()}, file)
+                except RuntimeError as error:
+                    # torch's writer says of a disk that is full that a position in its stream is unexpected.
+                    if isinstance(error.__context__, OSError):
+                        raise error.__context__ from error
+                    raise
 
 
 def read_checkpoint(path: Path) -> dict[str, Any] | None:

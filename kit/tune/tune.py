@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import signal
 import time
@@ -17,7 +16,7 @@ from kit import paths
 from kit.engines import imports, memory, methods, threads
 from kit.engines.torch_engine import TorchEngine
 from kit.environment import facts, machine
-from kit.errors import Command, Hint, KitError, WrongUsage
+from kit.errors import Command, Hint, WrongUsage
 from kit.files import Progress, require_room, silent, staged, trouble
 from kit.models import folder as model_folder
 from kit.models import licence, registry
@@ -26,13 +25,12 @@ from kit.tune import artefact, data, evaluate, plan, train
 from kit.tune.data import Block
 from kit.tune.train import Checkpoint, Recipe, Training
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ADAPTER_COPIES = 6  # in bytes on the disk: the adapter twice, and a checkpoint with its moments, and the one before it
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for; None for what the size of the text decides. `data` None is the text that comes with the kit."""
+    """What was asked for; None for what the size of the text decides. No `data` is the text that comes with the kit."""
 
     base: Model
     name: str
@@ -46,7 +44,7 @@ class Asked:
 
     def again(self) -> Hint:
         """The same command once more."""
-        given = {"MODEL": self.base.name} if self.base.name != "starter" else {}
+        given: dict[str, object] = {"MODEL": self.base.name} if self.base.name != "starter" else {}
         given |= {"DATA": self.data} if self.data else {}
         given |= {"NAME": self.name} if self.name != usual_name(self.base) else {}
         names = ("epochs", "lr", "rank", "context")
@@ -86,8 +84,10 @@ def workshop(name: str) -> Path:
 
 def check_name(name: str) -> None:
     """Raises WrongUsage for a name that is none, or is a model's."""
-    if not NAME.fullmatch(name):
-        raise WrongUsage(f"NAME={name}: a name has letters, digits, dots, _ and -, at most 64.", Command("tune", NAME="mine"))
+    if not registry.NAME.fullmatch(name):
+        raise WrongUsage(
+            f"NAME={name}: a name has letters, digits, dots, _ and -, at most 64.", Command("tune", NAME="mine")
+        )
     if name in registry.read():
         raise WrongUsage(f"NAME={name} is a model of env/models.toml.", Command("tune", NAME=f"{name}-tuned"))
 
@@ -129,7 +129,12 @@ def prepare(asked: Asked, on_note: Callable[[str], None]) -> Prepared:
     request = {
         "base": asked.base.identity(),
         "data": said,
-        "settings": {**asdict(recipe), "alpha": recipe.alpha, "device": engine.device.name, "dtype": engine.device.number_format},
+        "settings": {
+            **asdict(recipe),
+            "alpha": recipe.alpha,
+            "device": engine.device.name,
+            "dtype": engine.device.number_format,
+        },
     }
     if asked.data:
         prompts = evaluate.beginnings(held)
@@ -203,13 +208,13 @@ def _differences(request: dict[str, Any], said: dict[str, Any]) -> str:
     if said.get("data", {}).get("sha256") != request["data"]["sha256"]:
         found.append(f"another text ({said.get('data', {}).get('name')})")
     theirs = said.get("settings", {})
-    found += [f"{key.upper()}={theirs.get(key)}" for key, value in request["settings"].items() if theirs.get(key) != value]
+    found += [
+        f"{key.upper()}={theirs.get(key)}" for key, value in request["settings"].items() if theirs.get(key) != value
+    ]
     return ", ".join(found)
 
 
-def _train(
-    ready: Prepared, on_note: Callable[[str], None], on_progress: Progress
-) -> tuple[dict[str, Any], Any]:
+def _train(ready: Prepared, on_note: Callable[[str], None], on_progress: Progress) -> tuple[dict[str, Any], Any]:
     asked, engine, recipe = ready.asked, ready.engine, ready.recipe
     started = time.monotonic()
     path = workshop(asked.name) / "checkpoint.pt"
