@@ -142,6 +142,10 @@ mirror: environment ## Serves a bundle: to this machine, or with LISTEN=0.0.0.0 
 docker-run: ## The same as run
 	@sh env/docker.sh run
 
+.PHONY: docker-tune
+docker-tune: ## The same as tune
+	@sh env/docker.sh tune
+
 .PHONY: docker-verify
 docker-verify: ## The same as verify
 	@sh env/docker.sh verify

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|verify|bench|download|test
+# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|tune|verify|bench|download|test
 #
 # Finds an engine and Compose that do, builds the image where what it is made of has changed, and lets docker-compose.yml
 # run it as the caller. Settings: those of the verb; BASE_IMAGE, MEMORY. POSIX sh, for macOS's and Debian's.
@@ -69,6 +69,8 @@ service() {
 # Ends the container with its caller: a client that is killed leaves it at work. $1: the exit status.
 stop() {
   trap '' INT TERM HUP
+  # A tuning ends its update, and keeps what it has.
+  [ -z "${container:-}" ] || [ "$verb" != tune ] || docker stop -t 60 "$container" >/dev/null 2>&1
   [ -z "${container:-}" ] || docker rm -f "$container" >/dev/null 2>&1
   exit "$1"
 }
@@ -144,7 +146,7 @@ model() {
 
 # The starter model, where it is asked for and not there yet. (A bench may make a model that takes its tokenizer.)
 need_starter() {
-  [ "$(model)" = starter ] || [ "$verb" = test ] || [ "$verb" = bench ] || return 0
+  [ "$(model)" = starter ] || [ "$verb" = test ] || [ "$verb" = tune ] || [ "$verb" = bench ] || return 0
   stamp=models/starter/.verified.json
   [ -f "$stamp" ] && [ -z "$(find env/models.toml -newer "$stamp")" ] && return 0
   (unset HF_TOKEN && download --entrypoint ".venv/bin/python -m scripts.setup" </dev/null) || exit
@@ -180,11 +182,27 @@ run() {
   attempt "$prompt" "$@"
 }
 
+# The text lies in the container under its own name.
+tune() {
+  need_starter
+  set --
+  if typed DATA; then
+    [ -r "$DATA" ] || die "DATA=$DATA cannot be read." "make docker-tune DATA=notes.txt" 2
+    place=$(CDPATH= cd -- "$(dirname -- "$DATA")" && pwd)/$(basename -- "$DATA")
+    case $place in *:*) die "DATA=$DATA: the container takes no path with a colon." "rename it, or move it" 2 ;; esac
+    KIT_DATA_NAME=$DATA
+    DATA=/data/$(basename -- "$DATA")
+    export DATA KIT_DATA_NAME
+    set -- -v "$place:$DATA:ro"
+  fi
+  service tune "$@"
+}
+
 verb=${1:-}
 case $verb in
   build) target=docker-run ;;
-  run | verify | bench | download | test) target=docker-$verb ;;
-  *) die "unknown: $verb" "sh env/docker.sh build|run|verify|bench|download|test" 2 ;;
+  run | tune | verify | bench | download | test) target=docker-$verb ;;
+  *) die "unknown: $verb" "sh env/docker.sh build|run|tune|verify|bench|download|test" 2 ;;
 esac
 # In the clone where that can be written: an engine in a machine of its own shares it, for models/, and perhaps no other.
 work=$(mktemp -d "$(pwd)/.docker.XXXXXX" 2>/dev/null) || {
@@ -222,6 +240,7 @@ for folder in models reports; do
 done
 case $verb in
   run) run ;;
+  tune) tune ;;
   verify | bench) need_starter && attempt /dev/null ;;
   test) need_starter && service test ;;
   download) download ;;

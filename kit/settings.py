@@ -71,7 +71,7 @@ TABLE = ROOT / "env" / "variables.txt"
 VARIABLES = tuple(_row(line) for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1].isupper())
 BY_NAME = {variable.name: variable for variable in VARIABLES}
 # The verbs that have a sister in the container.
-CONTAINER_VERBS = ("run", "verify", "bench", "download", "test")
+CONTAINER_VERBS = ("run", "tune", "verify", "bench", "download", "test")
 
 
 def taken_by(verb: str) -> list[Variable]:

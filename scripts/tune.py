@@ -16,7 +16,7 @@ from kit.models import registry, starter
 from kit.tune import evaluate, plot
 from kit.tune import tune as tuning
 from kit.tune.tune import Asked
-from scripts import cli
+from scripts import cli, hints
 from scripts.options import takes
 from scripts.progress import ProgressLine
 
@@ -49,7 +49,8 @@ def tune(
     make tune DATA=notes/ MODEL=llama-3.2-1b NAME=llama-mine EPOCHS=3
     """
     if not is_typed(context, "model"):
-        model = starter.NAME
+        # What .env or the environment names is for other verbs: a model of gigabytes is tuned where it is typed.
+        model, hints.typed_model = starter.NAME, None
     base = registry.find(model)
     asked = Asked(
         base=base,
@@ -61,6 +62,7 @@ def tune(
         rank=rank,
         context=block,
         seed=seed,
+        typed_data=os.environ.get("KIT_DATA_NAME", ""),
     )
     with ProgressLine() as progress:
         ready = tuning.prepare(asked, progress.note)

@@ -16,7 +16,9 @@ from scripts.hints import outside_container, typed, words
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 MODULES = sorted([*ROOT.glob("kit/**/*.py"), *ROOT.glob("scripts/*.py")])
 # What works outside the container without the image: of reports, bundles and the registry, with the kit's environment.
-OF_THE_CLONE = {"compare", "readiness", "bundle", "mirror", "add-model", "lock", "variables", "docker-run"}
+OF_THE_CLONE = {"compare", "readiness", "bundle", "mirror", "add-model", "lock", "variables", "docker-run"} | {
+    *("export", "models", "remove")
+}
 
 
 def commands() -> list[tuple[str, Command]]:
@@ -27,7 +29,7 @@ def commands() -> list[tuple[str, Command]]:
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "Command" and path.name != "hints.py":
                 verb = ast.literal_eval(node.args[0])
                 values = {
-                    each.arg or "METHOD": str(each.value.value) if isinstance(each.value, ast.Constant) else "x"
+                    each.arg or "MODEL": str(each.value.value) if isinstance(each.value, ast.Constant) else "x"
                     for each in node.keywords
                 }
                 found.append((f"{path.relative_to(ROOT)}:{node.lineno}", Command(verb, **values)))

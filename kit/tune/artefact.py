@@ -25,7 +25,9 @@ def write(place: Path, model: PeftModel, base: Model, name: str, said: dict[str,
     from safetensors.torch import save_file
 
     config = model.peft_config["default"]
-    state = {key: value.detach().cpu().contiguous() for key, value in get_peft_model_state_dict(model).items()}
+    # Without the embeddings, which learn nothing: peft would ask the Hub whether they have grown.
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(state, place / registry.ADAPTER_WEIGHTS, metadata={"format": "pt"})
     (place / registry.ADAPTER_WEIGHTS).chmod(0o644)  # safetensors' own writer leaves it to its owner alone
     words = {key: _plain(value) for key, value in {**config.to_dict(), "inference_mode": True}.items()}

@@ -11,6 +11,7 @@ from kit.errors import Command, KitError, WrongUsage
 from kit.formats import llama
 from kit.models import examine
 from kit.models.registry import Model
+from kit.tune.head_loss import PIECE
 from kit.tune.train import Recipe
 
 RANK = 8
@@ -71,7 +72,6 @@ LIBRARIES = 350_000_000  # bytes: torch, transformers, peft, the tokenizer
 BYTES_PER_NUMBER = {"bfloat16": 6.4, "float16": 6.4, "float32": 9.8}
 # With gradient checkpointing this share of it is in memory at once: a few layers, and what malloc keeps of others.
 CHECKPOINTED = 0.45
-PIECE = 128  # positions whose logits are in memory at once (head_loss.py)
 LOGITS_COPIES = 3
 # Of the memory that is free, so much is taken at most: the rest of the machine works on.
 SHARE = 0.9

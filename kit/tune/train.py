@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from kit.errors import Command, KitError
 from kit.files import beside, trouble
 from kit.tune.data import Block
+from kit.tune.head_loss import head_loss
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +90,6 @@ def loss_sum(model: PreTrainedModel, block: Block) -> tuple[torch.Tensor, int]:
     """The summed loss of a block's learnt tokens, in nats, and how many they are."""
     import torch
 
-    from kit.tune.head_loss import HeadLoss
-
     ids, learnt = block
     device = model.device
     tokens = torch.tensor([ids], device=device)
@@ -101,7 +100,7 @@ def loss_sum(model: PreTrainedModel, block: Block) -> tuple[torch.Tensor, int]:
         hidden, targets = hidden[wanted], tokens[0, 1:][wanted]
     else:
         targets = tokens[0, 1:]
-    total: torch.Tensor = HeadLoss.apply(hidden, model.lm_head.weight, targets)  # type: ignore[no-untyped-call]
+    total: torch.Tensor = head_loss().apply(hidden, model.lm_head.weight, targets)  # type: ignore[no-untyped-call]
     return total, count
 
 

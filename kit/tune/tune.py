@@ -30,7 +30,8 @@ ADAPTER_COPIES = 6  # in bytes on the disk: the adapter twice, and a checkpoint 
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for; None for what the size of the text decides. No `data` is the text that comes with the kit."""
+    """What was asked for; None for what the size of the text decides. No `data` is the text that comes with the
+    kit; `typed_data` is what was typed for it, where that is another path."""
 
     base: Model
     name: str
@@ -41,12 +42,15 @@ class Asked:
     rank: int | None = None
     context: int | None = None
     seed: int = 0
+    typed_data: str = ""
 
     def again(self) -> Hint:
         """The same command once more."""
         given: dict[str, object] = {"MODEL": self.base.name} if self.base.name != "starter" else {}
-        given |= {"DATA": self.data} if self.data else {}
+        given |= {"DATA": self.typed_data or self.data} if self.data else {}
         given |= {"NAME": self.name} if self.name != usual_name(self.base) else {}
+        given |= {"DEVICE": self.device} if self.device != "auto" else {}
+        given |= {"SEED": self.seed} if self.seed else {}
         names = ("epochs", "lr", "rank", "context")
         given |= {name.upper(): getattr(self, name) for name in names if getattr(self, name) is not None}
         return (Command("tune", **given),)
