@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kit.environment import lock as locks
+from kit.models import registry
 from kit.offline import bundle
 from tests.conftest import Done, copy_kit, run_command
 
@@ -49,6 +51,22 @@ def section(name: str, gated: bool = False) -> str:
         f'revision = "{sha256(name.encode())[:40]}"\ngated = {str(gated).lower()}\ncontext = 128\n'
         f"licence_files = {texts}\nfiles = [\n{files}]\n\n"
     ).replace("'", '"')
+
+
+# A tuned model's files. An adapter's bytes mean nothing to a bundle.
+ADAPTER = {name: f"{name} of a tuning".encode() for name in registry.ADAPTER_FILES}
+
+
+def tuned_model(folder: Path, base: str = "tiny") -> Path:
+    """A tuned model's folder, of one of the bundle's models."""
+    folder.mkdir(parents=True)
+    for name, content in ADAPTER.items():
+        (folder / name).write_bytes(content)
+    files = [{"path": name, "size": len(content), "sha256": sha256(content)} for name, content in ADAPTER.items()]
+    pins = {path: sha256(content) for path, content in MODEL_FILES.items()}
+    said = {"complete": True, "base": {"name": base, "files": pins}, "data": {"name": "notes.txt"}, "files": files}
+    (folder / registry.TUNE_JSON).write_text(json.dumps(said))
+    return folder
 
 
 @dataclass(frozen=True)

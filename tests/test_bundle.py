@@ -13,7 +13,7 @@ import pytest
 
 from kit.environment import lock as locks
 from kit.offline import bundle
-from tests.bundle_kit import LICENCES, MODEL_FILES, bundle_kit, sha256
+from tests.bundle_kit import ADAPTER, LICENCES, MODEL_FILES, bundle_kit, sha256, tuned_model
 from tests.conftest import Done, clean_environment, run_command
 
 NOTICE = (
@@ -163,6 +163,28 @@ def test_the_starter_always_goes_along(tmp_path):
     done = here.bundle("--model", "tiny")
     assert done.status == 0, done.err
     assert {path.name for path in (here.made / "models").iterdir()} == {"starter", "tiny"}
+
+
+def test_a_tuned_model_takes_its_base_along(tmp_path):
+    here = clone(tmp_path, "starter", "tiny")
+    tuned_model(here.folder / "models" / "mine")
+    done = here.bundle("--model", "mine")
+    assert done.status == 0, done.err
+    assert {path.name for path in (here.made / "models").iterdir()} == {"starter", "tiny", "mine"}
+    assert {path.name for path in (here.made / "models" / "mine").iterdir()} == {*ADAPTER, "tune.json"}
+    assert "no registry pins it" in (here.made / "README").read_text()
+
+
+def test_a_model_made_of_llama_goes_along_under_a_name_that_says_so(tmp_path):
+    here = clone(tmp_path, "starter", "guarded")
+    tuned_model(here.folder / "models" / "mine", "guarded")
+    refused = here.bundle("--model", "mine")
+    assert refused.status == 1
+    assert "its name begins with Llama" in refused.err
+    (here.folder / "models" / "mine").rename(here.folder / "models" / "llama-mine")
+    done = here.bundle("--model", "llama-mine")
+    assert done.status == 0, done.err
+    assert "\nBuilt with Llama\n" in (here.made / "README").read_text()[:200]
 
 
 # --- What its licence asks ------------------------------------------------------------------------------------------

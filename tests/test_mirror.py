@@ -17,7 +17,7 @@ import pytest
 
 from kit.offline.mirror import of_this_machine
 from scripts.mirror import another
-from tests.bundle_kit import LICENCES, MODEL_FILES, BundleKit, bundle_kit, sha256
+from tests.bundle_kit import ADAPTER, LICENCES, MODEL_FILES, BundleKit, bundle_kit, sha256, tuned_model
 from tests.conftest import clean_environment, run_command
 from tests.hub.raw import ask, dial, wait_until
 
@@ -103,6 +103,20 @@ def test_the_line_for_hf_downloads_with_the_stock_client_and_sends_no_token(runn
         assert (home / "tiny" / path).read_bytes() == content
     # What this mirror has of the commit stays out of the client's cache, where it would count as all of it.
     assert not [path for path in (home / ".cache").rglob("*") if "trees" in path.parts or "snapshots" in path.parts]
+
+
+def test_a_tuned_model_is_served_under_the_kits_own_name(room, tmp_path):
+    tuned_model(room.folder / "models/mine")
+    room.seal()
+    mirror = start(room, lines=3)
+    try:
+        line = next(line for line in mirror.said if "base-model-kit/mine" in line)
+        done = as_typed(line, tmp_path)
+        assert done.status == 0, done.err
+        assert (tmp_path / "mine" / "adapter.gguf").read_bytes() == ADAPTER["adapter.gguf"]
+        assert (tmp_path / "mine" / "tune.json").is_file()
+    finally:
+        mirror.stop()
 
 
 @pytest.mark.skipif("KIT_TESTS_ELSEWHERE" in os.environ, reason="uv cannot be told that it is on another machine")

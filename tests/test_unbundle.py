@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import pytest
 
 from kit.errors import KitError
 from kit.offline import bundle, sources
-from tests.bundle_kit import MODEL_FILES, NAME, TAG, BundleKit, bundle_kit, tiny_wheel
+from tests.bundle_kit import ADAPTER, MODEL_FILES, NAME, TAG, BundleKit, bundle_kit, tiny_wheel, tuned_model
+from tests.conftest import run_command
 
 MODEL = ["models/tiny/.verified.json", "models/tiny/config.json", "models/tiny/model.safetensors"]
 
@@ -131,6 +134,35 @@ def test_a_model_without_one_of_its_files_is_refused(room):
     (room.folder / "models/tiny/config.json").unlink()
     room.seal()
     assert_refused(room, room.unbundle(), "models/tiny/config.json", "is missing, and env/models.toml lists it")
+
+
+def test_a_tuned_model_is_taken_and_it_says_what_vouches_for_it(room):
+    tuned_model(room.folder / "models/mine")
+    room.seal()
+    done = room.unbundle()
+    assert done.status == 0, done.err
+    assert "mine is a tuned model: no registry pins it, the bundle's digest alone vouches for it" in done.err
+    assert (room.kit / "models/mine/adapter.gguf").read_bytes() == ADAPTER["adapter.gguf"]
+    listed = run_command([sys.executable, "-m", "scripts.models"], cwd=room.kit).out
+    assert re.search(r"^mine +tuned +\S+ MB +tiny +whole$", listed, re.MULTILINE), listed
+
+
+def test_a_tuned_model_never_replaces_one_of_its_name(room):
+    tuned_model(room.folder / "models/mine")
+    tuned_model(room.kit / "models/mine")
+    (room.kit / "models/mine/adapter.gguf").write_bytes(b"my own work")
+    room.seal()
+    done = room.unbundle()
+    assert done.status == 0, done.err
+    assert "mine stays in the bundle: models/mine/ is here already" in done.err
+    assert (room.kit / "models/mine/adapter.gguf").read_bytes() == b"my own work"
+
+
+def test_a_tuned_model_with_another_file_in_it_is_refused(room):
+    tuned_model(room.folder / "models/mine")
+    (room.folder / "models/mine/run.py").write_text("evil")
+    room.seal()
+    assert_refused(room, room.unbundle(), "models/mine", "is no tuned model")
 
 
 def test_wheels_and_models_that_the_clone_does_not_pin_stay_in_the_bundle(room):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from kit.errors import Command, KitError
 from kit.files import beside, trouble
+from kit.formats import llama
 from kit.tune.data import Block
 from kit.tune.head_loss import head_loss
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WARM_UP = 0.05  # of the updates; from there the rate falls along half a cosine, to nothing
+# Every linear layer but the head.
+LINEAR = sorted(name.split(".")[-1] for name in llama.LAYER_NAMES.values() if name.endswith("_proj"))
 CLIP = 1.0  # the gradient's norm at most
 CHECKPOINT_EVERY = 30.0  # seconds
 CURVE_POINTS = 10  # measurements of the held-out text on the way
@@ -75,7 +78,7 @@ def with_adapters(model: PreTrainedModel, recipe: Recipe, base: str | None, revi
 
     torch.manual_seed(recipe.seed)
     config = LoraConfig(
-        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=recipe.rank, lora_alpha=recipe.alpha, lora_dropout=0.0, target_modules=LINEAR, task_type="CAUSAL_LM"
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
