@@ -89,6 +89,7 @@ def read(path: Path) -> Report:
 # compute, the processor, and the rest of the environment.
 ORDER = (
     *("outcome.ok", "outcome.stages", "completion.token_ids", "completion.text", "outcome", "model"),
+    *("base", "data", "settings", "updates", "after"),
     *("facts.kit", "request", "facts.packages.torch", "facts.packages.transformers", "facts.packages.tokenizers"),
     *("facts.packages.safetensors", "facts.packages.xllamacpp", "facts.torch", "facts.llamacpp"),
     *("facts.environment", "facts.cpu", "facts.os", "facts.python"),
