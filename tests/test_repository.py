@@ -174,7 +174,7 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run():
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("troubleshooting", "measurements", "workshop", "bench")),
+    *(f"docs/{name}.md" for name in ("troubleshooting", "measurements", "workshop", "bench", "tuning")),
 ]
 
 

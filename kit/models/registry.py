@@ -189,14 +189,18 @@ def tuned(name: str, within: Path | None = None) -> Model:
         what = f"models/{name}/{TUNE_JSON} lacks what a run needs ({error})."
         raise KitError(what, Command("remove", NAME=name), ", and tune it again") from error
     ours = read().get(base_name)
-    at = f"{name} was tuned on {base_name} at {base.get('revision')}"
+    then = base.get("revision")
     if ours is None:
-        raise KitError(f"{at}, and env/models.toml lists no {base_name}.", "put its section back into env/models.toml")
+        raise KitError(
+            f"{name} was tuned on {base_name} at {then}, and env/models.toml lists no {base_name}.",
+            "put its section back into env/models.toml",
+        )
     now = {file.path: file.sha256 for file in ours.files}
     other = sorted(path for path in theirs if path.endswith(DECIDING) and now.get(path) != theirs[path])
     if other:
         raise KitError(
-            f"{at}, and env/models.toml has another one by now, at {ours.revision}: {', '.join(other[:3])}.",
+            f"{name} was tuned on {base_name} at {then}, and env/models.toml has another one by now, "
+            f"at {ours.revision}: {', '.join(other[:3])}.",
             "put the section back that it was tuned on, or tune again: ",
             Command("tune", MODEL=base_name, NAME=f"{name}-2"),
         )
