@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from kit.paths import ROOT
+from kit.tune import evaluate
 from tests.conftest import clean_environment, own_file, run_command
 from tests.docker_kit import compose, containers, image, tidy_engine, verb
 from tests.test_run import KEYS
@@ -477,3 +479,26 @@ def test_the_token_of_dotenv_is_in_no_container_but_that_of_a_download(kit_copy)
     assert token not in done.out
     assert "HF_TOKEN" not in environment
     assert [path for path in kit_copy.iterdir() if path.name.startswith(".docker.")] == []
+
+
+def test_a_text_of_this_machine_is_tuned_on_in_the_container_and_the_model_runs_in_both(make, tmp_path):
+    path = tmp_path / "my notes.txt"
+    path.write_text("\n\n".join(evaluate.TEXT.read_text(encoding="utf-8").split("\n\n")[:8]))
+    place = ROOT / "models" / "boxed-by-a-test"
+    try:
+        done = make("docker-tune", f"DATA={path}", f"NAME={place.name}", "EPOCHS=1", "CONTEXT=24", timeout=900)
+        assert done.status == 0, done.err
+        assert "tokens of my notes.txt" in done.err
+        assert {path.stat().st_uid for path in place.iterdir()} == {os.getuid()}
+        words = (f"MODEL={place.name}", "METHOD=llamacpp", "MAX_NEW_TOKENS=8")
+        contained, native = make("docker-run", *words), make("run", *words)
+        assert contained.status == 0, contained.err
+        assert contained.out == native.out
+        again = make("docker-tune", f"DATA={path}", f"NAME={place.name}", "EPOCHS=2", "CONTEXT=24")
+        assert again.status != 0
+        assert "is taken, by a tuning with EPOCHS=1" in again.err
+        assert f"make docker-tune NAME={place.name}-2" in again.err
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    missing = make("docker-tune", "DATA=none.txt")
+    assert "DATA=none.txt cannot be read." in missing.err

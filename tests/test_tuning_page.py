@@ -15,6 +15,7 @@ import pytest
 
 from kit.models.registry import ADAPTER_WEIGHTS
 from kit.paths import ROOT
+from kit.tune import evaluate
 from tests.conftest import clean_environment, run_command
 from tests.test_readme import BLOCK
 
@@ -69,32 +70,30 @@ def test_the_block_of_the_readme_works_as_it_stands(clone):
     assert base.count(tuned) == 1, "the base says something else"
 
 
-SHORT = ("--epochs", "2", "--context", "32")
-
-
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_adapter(clone):
-    def command(name: str) -> list[str]:
-        return [sys.executable, "-m", "scripts.tune", "--name", name, *SHORT]
-
-    whole = run_command(command("whole"), cwd=clone, timeout=900)
-    assert whole.status == 0, whole.err
-    (clone / "sooner.py").write_text(
-        "import sys\nfrom kit.tune import train\nfrom scripts import cli\nfrom scripts.tune import tune\n"
-        "train.CHECKPOINT_EVERY = 0.5\nsys.argv[0] = 'tune'\ncli.main(tune)\n"
+    """On a page of it, with a checkpoint after each update: when it is killed, there is one."""
+    (clone / "few.txt").write_text("\n\n".join(evaluate.TEXT.read_text(encoding="utf-8").split("\n\n")[:12]))
+    (clone / "often.py").write_text(
+        "from kit.tune import train\nfrom scripts import cli\nfrom scripts.tune import tune\n"
+        "train.CHECKPOINT_EVERY = 0\ncli.main(tune)\n"
     )
-    environment = clean_environment() | {"KIT_DOTENV": ""}
+    settings = ["--data", "few.txt", "--epochs", "2", "--context", "24"]
+    whole = run_command([sys.executable, "-m", "scripts.tune", "--name", "whole", *settings], cwd=clone, timeout=900)
+    assert whole.status == 0, whole.err
     process = subprocess.Popen(
-        [sys.executable, "sooner.py", "--name", "killed", *SHORT], cwd=clone, env=environment, stderr=subprocess.PIPE
+        [sys.executable, "often.py", "--name", "killed", *settings],
+        cwd=clone,
+        env=clean_environment() | {"KIT_DOTENV": "", "PYTHONPATH": "."},
+        stderr=subprocess.PIPE,
     )
     checkpoint = clone / "models" / ".killed.tuning" / "checkpoint.pt"
     while not checkpoint.exists():
         assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.05)
-    time.sleep(1)
+        time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     assert not (clone / "models" / "killed").exists()
-    done = run_command(command("killed"), cwd=clone, timeout=900)
+    done = run_command([sys.executable, "-m", "scripts.tune", "--name", "killed", *settings], cwd=clone, timeout=900)
     assert done.status == 0, done.err
     assert re.search(r"going on after \d+ of \d+ updates", done.err), done.err
     one, other = (clone / "models" / name / ADAPTER_WEIGHTS for name in ("whole", "killed"))
@@ -125,15 +124,18 @@ def test_a_verification_a_bench_and_a_doctor_take_a_tuned_model(clone):
     tuned = run_command([sys.executable, "-m", "scripts.tune"], cwd=clone, timeout=900)
     assert tuned.status == 0, tuned.err
     for words in (
-        ["verify", "--model", "starter-tuned"],
-        ["verify", "--model", "starter-tuned", "--record"],
-        ["verify", "--model", "starter-tuned", "--method", "manual", "--dtype", "float32"],
-        ["doctor", "--model", "starter-tuned", "--second-stage"],
-        ["gguf", "--model", "starter-tuned", "--quant", "q8_0"],
-        ["run", "--model", "starter-tuned", "--method", "llamacpp", "--quant", "q8_0", "--max-new-tokens", "4"],
-        ["bench", "--model", "starter-tuned", "--methods", "llamacpp", "--runs", "1"],
+        ["verify"],
+        ["doctor", "--second-stage"],
+        ["gguf", "--quant", "q8_0"],
+        ["run", "--method", "llamacpp", "--quant", "q8_0", "--max-new-tokens", "4"],
+        ["bench", "--methods", "llamacpp", "--runs", "1"],
     ):
-        done = run_command([sys.executable, "-m", f"scripts.{words[0]}", *words[1:]], cwd=clone, timeout=900)
+        done = run_command(
+            [sys.executable, "-m", f"scripts.{words[0]}", *words[1:]],
+            cwd=clone,
+            env={"MODEL": "starter-tuned"},
+            timeout=900,
+        )
         assert done.status == 0, f"{words}\n{done.out}\n{done.err}"
 
 

@@ -29,7 +29,7 @@ class Defaults:
 
 # Measured (docs/tuning.md): what is usual elsewhere, 2e-4 and a few epochs, leaves no trace of a page of text; what a
 # page needs makes a model forget on a book.
-BY_SIZE = (Defaults(5_000, 6, 1e-3, 64), Defaults(50_000, 3, 3e-4, 128), Defaults(math.inf, 2, 2e-4, 256))
+BY_SIZE = (Defaults(5_000, 6, 1e-3, 64), Defaults(50_000, 3, 3e-4, 128), Defaults(math.inf, 1, 2e-4, 256))
 
 
 def defaults(tokens: int) -> Defaults:

@@ -120,7 +120,8 @@ def _held(
                 yield tokens
                 if not tokens.ok:
                     return
-            yield judge_replay(engine.logprobs, reference, where.name, where.number_format, on_progress)
+            is_tuned = engine.model.base is not None
+            yield judge_replay(engine.logprobs, reference, where.name, where.number_format, on_progress, is_tuned)
 
 
 def _read_out(engine: Engine, on_progress: Progress) -> Golden:
@@ -142,17 +143,19 @@ def _numbers(found: Golden) -> Stage:
 
 def _check_hashes(model: Model, on_progress: Progress) -> Stage:
     done = 0
+    files = [*model.files, *(model.base.files if model.base else ())]
+    size_of_all = sum(file.size for file in files)
 
     def count(size: int) -> None:
         nonlocal done
         done += size
-        on_progress("hashing the files", done / model.size)
+        on_progress("hashing the files", done / size_of_all)
 
     try:
         model_folder.verify(model, count)
     except KitError as error:
         return Stage("hashes", error.message, (error.message,))
-    return Stage("hashes", f"{len(model.files)} files, {model.size / 1e9:.2f} GB, every sha256 as pinned")
+    return Stage("hashes", f"{len(files)} files, {size_of_all / 1e9:.2f} GB, every sha256 as pinned")
 
 
 def check_tokenizer(engine: Engine, reference: Golden) -> Stage:
@@ -169,15 +172,20 @@ def check_tokenizer(engine: Engine, reference: Golden) -> Stage:
 
 
 def judge_replay(
-    measured: replay.Measure, reference: Golden, device: str, number_format: str, on_progress: Progress
+    measured: replay.Measure,
+    reference: Golden,
+    device: str,
+    number_format: str,
+    on_progress: Progress,
+    tuned: bool = False,
 ) -> Stage:
-    """The reference beside what `measured` gives, judged."""
+    """The reference beside what `measured` gives, judged; `tuned` for a tuned model."""
     names = [entry.name for entry in reference.entries]
 
     def show(name: str) -> None:
         on_progress(f"{reference.model} in {number_format} on {device}: replaying", names.index(name) / len(names))
 
-    verdict = tolerances.judge(replay.compare(measured, reference, show), device, number_format)
+    verdict = tolerances.judge(replay.compare(measured, reference, show), device, number_format, tuned)
     found = verdict.replay
     text = (
         f"on {device}: {found.positions} log-probabilities, off by {found.mean:.4f} on average and "

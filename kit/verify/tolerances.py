@@ -51,6 +51,11 @@ TABLE = {
 }
 
 
+# A tuned model is surer of itself, and rounding goes further in it: on the starter tuned on a page of text bfloat16 is off by
+# 0.075 and 0.74, where its base is by 0.04 and 0.4.
+TUNED = 2
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether a replay is within the tolerance; `faults` says what is not, a line each."""
@@ -65,9 +70,11 @@ class Verdict:
         return not self.faults
 
 
-def judge(replay: Replay, device: str, dtype: str) -> Verdict:
-    """The verdict on a replay that ran on `device` in `dtype`."""
+def judge(replay: Replay, device: str, dtype: str, tuned: bool = False) -> Verdict:
+    """The verdict on a replay that ran on `device` in `dtype`; `tuned` for a tuned model's."""
     allowed = TABLE[device, dtype]
+    if tuned:
+        allowed = Tolerance(TUNED * allowed.mean, TUNED * allowed.largest, allowed.provisional)
     unexplained = tuple(flip for flip in replay.flips if not flip.margin <= allowed.largest)
     faults = []
     # Written so that NaN fails.
