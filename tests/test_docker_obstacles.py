@@ -236,7 +236,7 @@ def test_the_image_holds_what_its_programs_read(tmp_path):
 def test_the_base_is_pinned_once_and_by_digest():
     places = [ROOT / "docker-compose.yml", ROOT / "Makefile", ROOT / "README.md"]
     places += [path for folder in ("env", ".ci", "docs") for path in (ROOT / folder).iterdir()]
-    holding = [path.name for path in places if path.is_file() and "@sha256:" in path.read_text()]
+    holding = [path.name for path in places if path.is_file() and "@sha256:" in path.read_text(errors="replace")]
     assert holding == ["Dockerfile"]
 
 

@@ -51,8 +51,8 @@ TABLE = {
 }
 
 
-# A tuned model is surer of itself, and rounding goes further in it: on the starter tuned on a page of text bfloat16 is off by
-# 0.075 and 0.74, where its base is by 0.04 and 0.4.
+# A tuned model is surer of itself, and rounding goes further in it: on the starter tuned on a page of text bfloat16 is
+# off by 0.075 and 0.74, where its base is by 0.04 and 0.4.
 TUNED = 2
 
 
