@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from kit import paths
 from kit.engines import devices, generate, methods, torch_engine
 from kit.engines.request import Request
+from kit.models import registry
+from kit.tune import tune
+from kit.tune.tune import Asked
 
 pytestmark = pytest.mark.mps
 
@@ -29,3 +33,14 @@ def test_a_completion_on_mps_reads_as_the_one_on_the_cpu_begins(starter, method)
 
 def test_float32_on_mps_loads(starter):
     assert generate.complete(Request(starter, "One", "manual", "mps", "float32", max_new_tokens=2)).dtype == "float32"
+
+
+def test_a_tuning_on_mps_learns_and_its_adapter_runs_on_the_cpu(starter, models, monkeypatch):
+    """The same bytes are not promised on MPS; that it learns is."""
+    (models / "starter").symlink_to(paths.ROOT / "models" / "starter")
+    said, _ = tune.tune(
+        tune.prepare(Asked(starter, "mine", None, "mps", epochs=2), lambda line: None), lambda line: None
+    )
+    assert said["settings"]["device"] == "mps"
+    assert said["after"]["held_out_loss"] < said["before"]["held_out_loss"] - 0.5
+    assert generate.complete(Request(registry.find("mine"), "One", "manual", "cpu", max_new_tokens=2)).new_tokens == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import statistics
 import threading
@@ -408,6 +409,15 @@ def test_a_text_of_fewer_tokens_than_a_block_says_which_block_it_fills(tiny, not
         run(asked(tiny, notes, context=128))
     assert "one block holds 128" in error.value.message
     assert any("CONTEXT=" in str(part) for part in error.value.hint)
+
+
+def test_a_stopped_one_without_its_checkpoint_is_not_replaced_by_another(tiny, notes):
+    run(asked(tiny, notes), on_progress=stop_after(5))
+    shutil.rmtree(tune.workshop("mine"))
+    before = adapter()
+    with pytest.raises(WrongUsage, match="under way with EPOCHS=2"):
+        run(asked(tiny, notes, epochs=3))
+    assert adapter() == before
 
 
 def test_a_folder_of_that_name_that_is_no_tuning_is_left_alone(tiny, notes):

@@ -7,6 +7,7 @@ the CPU first and copy: that is the memory pressure that the kit's origin measur
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import os
 import re
@@ -97,6 +98,8 @@ class TorchEngine(Engine):
 
     def import_libraries(self) -> None:
         imports.import_all()
+        if self.model.base:
+            importlib.import_module("peft")
 
     def load(self, context: int) -> None:
         self.import_libraries()

@@ -69,6 +69,10 @@ def check_names(repo_id: str, name: str) -> None:
         raise WrongUsage(f"NAME={name}: small letters, digits, dots and dashes, please.")
     if name in registry.read():
         raise WrongUsage(f"env/models.toml has a model {name} already.", "take another NAME, or remove its section")
+    if name in registry.tuned_names():
+        raise WrongUsage(
+            f"models/{name}/ is a tuned model, which a section of its name would hide.", "take another NAME"
+        )
 
 
 def describe(repo_id: str, revision: str, name: str, on_note: Callable[[str], None] = lambda text: None) -> Model:

@@ -192,16 +192,19 @@ def _already(ready: Prepared) -> dict[str, Any] | None:
         if not (target / registry.TUNE_JSON).is_file():
             raise WrongUsage(f"NAME={asked.name}: models/{asked.name}/ is there, and is no tuning.", *other)
         said = registry.read_tune(asked.name)
-        differs = _differences(ready.request, said)
-        if differs and said.get("complete"):
-            raise WrongUsage(f"NAME={asked.name} is taken, by a tuning with {differs}.", *other)
-        if not differs and said.get("complete"):
+        if differs := _differences(ready.request, said):
+            raise WrongUsage(f"NAME={asked.name} is taken, by a tuning {_state(said)}with {differs}.", *other)
+        if said.get("complete"):
             model_folder.check(registry.find(asked.name))
             return said
     kept = train.read_checkpoint(workshop(asked.name) / "checkpoint.pt")
     if kept and (differs := _differences(ready.request, kept["request"])):
-        raise WrongUsage(f"NAME={asked.name} is taken, by a tuning under way with {differs}.", *other)
+        raise WrongUsage(f"NAME={asked.name} is taken, by a tuning {_state({})}with {differs}.", *other)
     return None
+
+
+def _state(said: dict[str, Any]) -> str:
+    return "" if said.get("complete") else "under way "
 
 
 def _differences(request: dict[str, Any], said: dict[str, Any]) -> str:
@@ -247,6 +250,7 @@ def _train(ready: Prepared, on_note: Callable[[str], None], on_progress: Progres
     training = Training(model, recipe, ready.updates)
     if kept:
         training.restore(kept["state"])
+        started -= training.seconds
         on_note(f"going on after {training.update} of {ready.updates} updates")
     checkpoint = Checkpoint(path, ready.request, measured)
 
