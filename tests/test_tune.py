@@ -9,6 +9,7 @@ import shutil
 import signal
 import statistics
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,14 @@ LLAMA_3 = {
     "max_position_embeddings": 256,
 }
 TEXT = "\n\n".join(f"The number {number} is the one of {number * 7}, and that is all." for number in range(30))
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """What starts the tests in the background may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
