@@ -397,7 +397,7 @@ def test_no_service_has_more_than_it_needs():
     assert done.status == 0, done.err
     services = json.loads(done.out)["services"]
     assert {"run", "verify", "download", "test"} <= set(services)
-    writers = {"download", "prepare"}
+    writers = {"download", "prepare", "tune"}
     for name, service in services.items():
         assert (service["read_only"], service["init"]) == (True, True), name
         assert service["cap_drop"] == ["ALL"], name
