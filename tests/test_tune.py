@@ -23,6 +23,7 @@ from kit.environment.machine import Machine
 from kit.errors import KitError, WrongUsage
 from kit.formats import llama, to_gguf
 from kit.formats.gguf import GgufFile
+from kit.hub import download
 from kit.models import folder as model_folder
 from kit.models import registry
 from kit.models.registry import ADAPTER_CONFIG, ADAPTER_FILES, ADAPTER_GGUF, ADAPTER_WEIGHTS, Model
@@ -316,7 +317,11 @@ def test_a_full_disk_is_a_sentence_and_the_checkpoint_before_stays(tiny, notes, 
     before = path.read_bytes()
 
     def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        """As torch's writer has it: its own words, and the cause behind them."""
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(KitError) as error:
@@ -476,6 +481,15 @@ def test_a_base_that_changed_is_named(tiny, notes, monkeypatch):
     assert "another one by now, at later: model.safetensors" in error.value.message
 
 
+def test_a_download_of_a_tuned_model_asks_the_hub_for_nothing_that_is_not_there(tiny, notes):
+    run(asked(tiny, notes))
+    assert download.download(registry.find("mine")) is False
+    (paths.MODELS / "mine" / ADAPTER_GGUF).unlink()
+    with pytest.raises(KitError, match=r"adapter\.gguf is missing") as error:
+        download.download(registry.find("mine"))
+    assert "cannot be fetched again" in str(error.value.hint[0])
+
+
 def test_a_base_that_is_gone_from_the_list_and_one_that_is_gone_from_the_disk_are_named(tiny, notes, monkeypatch):
     run(asked(tiny, notes))
     (tiny.folder / "config.json").unlink()
@@ -505,7 +519,12 @@ def test_an_adapter_that_was_altered_is_named(tiny, notes, path):
         model_folder.check(registry.find("mine"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"base": {}, "files": []}'])
+OUTSIDE = json.dumps(
+    {"base": {"name": "tiny", "files": {}}, "files": [{"path": "../../.env", "size": 1, "sha256": "0" * 64}]}
+)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"base": {}, "files": []}', OUTSIDE])
 def test_a_tune_json_that_is_damaged_is_said(tiny, notes, content):
     run(asked(tiny, notes))
     (paths.MODELS / "mine" / "tune.json").write_text(content)

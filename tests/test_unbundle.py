@@ -158,6 +158,17 @@ def test_a_tuned_model_never_replaces_one_of_its_name(room):
     assert (room.kit / "models/mine/adapter.gguf").read_bytes() == b"my own work"
 
 
+def test_a_tuned_model_that_was_half_taken_is_completed(room):
+    tuned_model(room.folder / "models/mine")
+    room.seal()
+    place = room.kit / "models/mine"
+    place.mkdir(parents=True)
+    (place / "adapter.gguf").write_bytes(ADAPTER["adapter.gguf"])
+    done = room.unbundle()
+    assert done.status == 0, done.err
+    assert {path.name for path in place.iterdir() if not path.name.startswith(".")} == {*ADAPTER, "tune.json"}
+
+
 def test_a_tuned_model_with_another_file_in_it_is_refused(room):
     tuned_model(room.folder / "models/mine")
     (room.folder / "models/mine/run.py").write_text("evil")

