@@ -108,6 +108,12 @@ models: environment ## What is here and known
 remove: environment ## Removes the tuned model NAME, after asking (FORCE=1: without)
 	@$(python) -m scripts.remove
 
+##@ Play with it
+
+.PHONY: serve
+serve: $(starter) ## MODEL in the browser, and for OpenAI's clients; LISTEN=0.0.0.0: for a room
+	@$(python) -m scripts.serve
+
 ##@ Prove and measure
 
 .PHONY: verify
@@ -141,6 +147,10 @@ mirror: environment ## Serves a bundle: to this machine, or with LISTEN=0.0.0.0 
 .PHONY: docker-run
 docker-run: ## The same as run
 	@sh env/docker.sh run
+
+.PHONY: docker-serve
+docker-serve: ## The same as serve
+	@sh env/docker.sh serve
 
 .PHONY: docker-tune
 docker-tune: ## The same as tune

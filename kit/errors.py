@@ -20,7 +20,7 @@ SECRETS = re.compile(
 )
 SHORTEST = 6  # characters of a secret's part; what is shorter may be a part of any word
 # Variables whose value is one: HF_TOKEN, UV_INDEX_<NAME>_PASSWORD, and whatever else a shell holds.
-NAMES_OF_SECRETS = re.compile(r"(?:^|_)(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|ACCESS_KEY)$", re.IGNORECASE)
+NAMES_OF_SECRETS = re.compile(r"(?:^|_)(?:TOKEN|PASSWORD|PASSWD|SECRET|API_?KEY|SERVE_KEY|ACCESS_KEY)$", re.IGNORECASE)
 _kept: set[str] = set()
 
 

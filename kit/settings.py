@@ -48,7 +48,7 @@ class Variable:
     @property
     def parameter(self) -> str:
         """The name of the verb's parameter."""
-        return {"JSON": "as_json", "FROM": "source", "CONTEXT": "block"}.get(self.name, self.name.lower())
+        return {"JSON": "as_json", "FROM": "source", "CONTEXT": "context_tokens"}.get(self.name, self.name.lower())
 
 
 def _row(line: str) -> Variable:
@@ -71,7 +71,7 @@ TABLE = ROOT / "env" / "variables.txt"
 VARIABLES = tuple(_row(line) for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1].isupper())
 BY_NAME = {variable.name: variable for variable in VARIABLES}
 # The verbs that have a sister in the container.
-CONTAINER_VERBS = ("run", "tune", "verify", "bench", "download", "test")
+CONTAINER_VERBS = ("run", "serve", "tune", "verify", "bench", "download", "test")
 
 
 def taken_by(verb: str) -> list[Variable]:

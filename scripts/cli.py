@@ -55,6 +55,23 @@ def _end(number: int, _: object) -> NoReturn:
     raise Ended(number)
 
 
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def hold_signals() -> None:
+    """Before a server's threads begin, which inherit it: what asks it to end waits for `wait_for_end`.
+
+    A handler would now and then miss the signal: one that comes just before the main thread blocks is not acted on
+    until that thread wakes, which it never would.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+
+
+def wait_for_end() -> None:
+    """Returns when this process is asked to end."""
+    signal.sigwait(ENDS)
+
+
 def open_closed_streams() -> None:
     """What is closed (`>&-`, `2>&-`) has no stream in Python, and its number would go to the next file that is opened:
     stdout becomes one that takes nothing, stderr one that takes everything."""

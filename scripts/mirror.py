@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -10,6 +9,7 @@ import click
 
 from kit.errors import Command, KitError, WrongUsage
 from kit.models import licence
+from kit.net import address
 from kit.offline import bundle
 from kit.offline import mirror as bundle_mirror
 from kit.offline.http_server import Exchange
@@ -36,10 +36,7 @@ def mirror(bundle: str, listen: str, port: int, allow_gated: bool) -> None:
     cli.note("checking the bundle")
     stock = bundle_mirror.shelf(Path(bundle).expanduser(), allow_gated)
     _say_duties(stock)
-    # Before the server's threads begin, which inherit it. A handler would now and then miss the signal: one that comes
-    # just before the main thread blocks is not acted on until that thread wakes, which it never would.
-    ends = (signal.SIGINT, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    cli.hold_signals()
     given = _Given()
     try:
         server = bundle_mirror.Mirror(stock, listen, port, given)
@@ -51,7 +48,7 @@ def mirror(bundle: str, listen: str, port: int, allow_gated: bool) -> None:
         ) from error
     with server:
         _say_lines(stock, server)
-        signal.sigwait(ends)
+        cli.wait_for_end()
     cli.note(f"\nstopped: handed out {given.files} files, {given.sent / 1e9:.2f} GB")
 
 
@@ -86,7 +83,7 @@ def _say_duties(stock: bundle_mirror.Shelf) -> None:
 def _say_lines(stock: bundle_mirror.Shelf, server: bundle_mirror.Mirror) -> None:
     """What attendees type."""
     everywhere = server.host in ("0.0.0.0", "")
-    host = (bundle_mirror.of_this_machine() or "<this machine's address>") if everywhere else server.host
+    host = (address.of_this_machine() or "<this machine's address>") if everywhere else server.host
     url = f"http://{host}:{server.port}"
     cli.note(
         f"serving {stock.folder} at {url} until Ctrl-C; {len(bundle.wheels_in(stock.sums))} wheels, models: "

@@ -36,7 +36,7 @@ def tune(
     epochs: int | None,
     lr: float | None,
     rank: int | None,
-    block: int | None,
+    context_tokens: int | None,
 ) -> None:
     """Fine-tune MODEL on a text (LoRA), as a model under NAME for every verb.
 
@@ -60,7 +60,7 @@ def tune(
         epochs=epochs,
         lr=lr,
         rank=rank,
-        context=block,
+        context=context_tokens,
         seed=seed,
         typed_data=os.environ.get("KIT_DATA_NAME", ""),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.offline.mirror import of_this_machine
+from kit.net.address import of_this_machine
 from scripts.mirror import another
 from tests.bundle_kit import ADAPTER, LICENCES, MODEL_FILES, BundleKit, bundle_kit, sha256, tuned_model
 from tests.conftest import clean_environment, run_command

@@ -560,7 +560,7 @@ def test_it_fits_or_fits_with_checkpointing_or_is_refused_with_what_would_fit(st
     said: list[str] = []
 
     def decide(free: float) -> bool:
-        monkeypatch.setattr(plan, "free_memory", lambda here: int(free / plan.SHARE) + 1)
+        monkeypatch.setattr(plan.memory, "free_memory", lambda here: int(free / plan.SHARE) + 1)
         return plan.require_memory(starter, recipe, Machine("Linux", "x86_64", None, None, None), said.append)
 
     assert decide(plain) is False

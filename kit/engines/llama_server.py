@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import struct
 import sys
 import tempfile
@@ -35,8 +36,26 @@ READY, PATIENCE = "all slots are idle", 60.0  # seconds
 # llama.cpp makes blocks of its own of these for the CPU's kernels. Mapped, the file would be in memory beside them:
 # 1.48 GB in place of 0.94 for q4_0 at 1B, for 0.4 s less of loading (docs/measurements.md).
 REPACKED = ("q4_0",)
+HTTP_THREADS, SILENCE = 128, 10  # seconds
+NOBODY = "https://nobody.invalid"  # an origin that no page can have (RFC 2606)
 # In what it saves of a slot (int32s behind "ggsq", a version, a length, two marks): the count of tokens, and they.
 SAVED_COUNT_AT = 20
+
+
+@dataclass(frozen=True)
+class Listening:
+    """How others reach a server: at `host` and `port` (0: any), under `key`, in `slots` requests at a time, as `name`.
+
+    `page` is a folder with an index.html, which needs no key, and `about` what is said to it in /props.
+    """
+
+    host: str
+    port: int
+    key: str
+    slots: int
+    name: str
+    page: Path
+    about: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -85,19 +104,30 @@ def has_metal() -> bool:
 class LlamaServer:
     """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens, with a GGUF `adapter` where
     there is one. Raises KitError where it cannot be, and where something else ran than what was asked for. To be
-    closed.
+    closed. `listening` opens it to others: for each of its slots a context of its own.
 
     Whatever llama.cpp would settle by itself is settled here: no fitting to free memory, no context shift, no prompt
     cache between requests but the one that is asked for, no warm-up, and threads on performance cores alone.
     """
 
-    def __init__(self, path: Path, device: str, context: int, quant: str = "", adapter: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str,
+        context: int,
+        quant: str = "",
+        adapter: Path | None = None,
+        listening: Listening | None = None,
+    ) -> None:
         library = import_library()
-        self._key = secrets.token_hex(16)
-        self._slots = tempfile.TemporaryDirectory(prefix="kit-")
+        self._key = listening.key if listening else secrets.token_hex(16)
+        # Made for the moment in which something lies in it: whoever is killed leaves none behind.
+        self._slots = Path(tempfile.gettempdir()) / f"kit-{secrets.token_hex(8)}"
         self._log = NativeLog()
         self._native: Any = None
         parameters = self._parameters(library, path, device, context)
+        if listening:
+            _listen(parameters, library, listening)
         if adapter:
             parameters.lora_adapters = [library.CommonAdapterLoraInfo(str(adapter), 1.0)]
         if device == "cpu" and quant in REPACKED:
@@ -107,6 +137,7 @@ class LlamaServer:
             self._native = library.Server(parameters)
             said = self._log.wait_for(READY, PATIENCE)
             self._address = str(self._native.listening_address).removeprefix("http://")
+            self.port = int(self._address.rpartition(":")[2])
             self.ran = read_log(said)
             if self.ran.device != device:
                 layers = f"layers on the GPU: {self.ran.layers}"
@@ -115,6 +146,8 @@ class LlamaServer:
                     Command("run", METHOD="manual"),
                     ", and please report it",
                 )
+            if listening:
+                self._log.discard()  # it goes on for as long as others ask
         except BaseException as error:
             said = self._log.text()
             self.close()
@@ -140,7 +173,7 @@ class LlamaServer:
         parameters.use_jinja = parameters.enable_chat_template = parameters.ui = False
         parameters.chat_template = "chatml"  # the model's own may be none that it can read, and is not asked for
         parameters.api_keys = [self._key]
-        parameters.slot_save_path = self._slots.name + "/"
+        parameters.slot_save_path = f"{self._slots}/"
         parameters.verbosity = 4  # the least that tells which layers ran where
         return parameters
 
@@ -193,11 +226,13 @@ class LlamaServer:
 
     def ids_after(self, prompt_ids: list[int]) -> list[int]:
         """The ids that it has worked on behind the last prompt. Raises KitError for an unknown form of them."""
-        count = self.post("/slots/0?action=save", {"filename": "slot"})["n_saved"]
-        path = Path(self._slots.name) / "slot"
-        with path.open("rb") as file:
-            content = file.read(SAVED_COUNT_AT + 4 * (1 + count))
-        path.unlink()  # it is the whole of the attention's state
+        self._slots.mkdir(mode=0o700)
+        try:
+            count = self.post("/slots/0?action=save", {"filename": "slot"})["n_saved"]
+            with (self._slots / "slot").open("rb") as file:
+                content = file.read(SAVED_COUNT_AT + 4 * (1 + count))
+        finally:
+            shutil.rmtree(self._slots)  # it is the whole of the attention's state
         saved = list(struct.unpack_from(f"<{len(content[SAVED_COUNT_AT:]) // 4}i", content, SAVED_COUNT_AT))
         if saved[: 1 + len(prompt_ids)] != [count, *prompt_ids]:
             raise KitError("llama.cpp's saved tokens could not be read.", "please report it, with the prompt")
@@ -226,7 +261,29 @@ class LlamaServer:
         """Ends the server, its port and its log; what it held in memory is free again."""
         self._native = None
         self._log.close()
-        self._slots.cleanup()
+
+
+def _listen(parameters: Any, library: Any, listening: Listening) -> None:
+    """Opens the port to others than this process, and no more than is meant."""
+    parameters.model.path = os.path.relpath(parameters.model.path)  # it stands in /props
+    parameters.hostnames, parameters.port = [listening.host], listening.port
+    parameters.api_keys, parameters.model_alias = [listening.key], {listening.name}
+    parameters.n_parallel = listening.slots
+    parameters.n_ctx *= listening.slots  # llama.cpp divides it among them
+    # Unless it is told one origin, it answers each with its own name, and any page in the browser may read.
+    parameters.cors_origins, parameters.cors_origins_explicit = NOBODY, True
+    parameters.cors_credentials = False
+    parameters.ui, parameters.public_path = True, str(listening.page)
+    parameters.ui_config_json = json.dumps(listening.about)
+    parameters.slot_save_path = ""
+    parameters.use_jinja = parameters.enable_chat_template = True
+    parameters.chat_template = ""  # the model's own; where it has none, llama.cpp takes chatml
+    # Half-sent requests hold a thread each, until they have been silent for so long.
+    parameters.n_threads_http, parameters.timeout_read = HTTP_THREADS, SILENCE
+    # What a request does not name is as in `make run`: greedy, and with a temperature from the whole distribution.
+    sampling = parameters.sampling
+    sampling.temp, sampling.top_k, sampling.top_p, sampling.min_p = 0.0, 0, 1.0, 0.0
+    sampling.penalty_repeat = 1.0
 
 
 def hold_against(asked: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -297,6 +354,13 @@ class NativeLog:
         while sign not in (text := self.text()) and time.monotonic() < end:
             time.sleep(0.001)
         return text
+
+    def discard(self) -> None:
+        """What is written from now on is kept nowhere."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        os.ftruncate(self._file.fileno(), 0)
 
     def close(self) -> None:
         if self._kept < 0:

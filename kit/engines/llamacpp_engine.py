@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kit.engines import devices, llama_server, memory
 from kit.engines.devices import Device, Obstacle
 from kit.engines.engine import Engine, Generated, Position
-from kit.engines.llama_server import LlamaServer
+from kit.engines.llama_server import Listening, LlamaServer
 from kit.engines.request import Request
 from kit.environment import machine
 from kit.environment.machine import Machine
@@ -87,8 +87,15 @@ class LlamacppEngine(Engine):
         _ = self.tokenizer
         memory.release_free_memory()
         # One more than is asked for: see `generate`.
+        self.server = self._server(context + 1)
+
+    def listen(self, context: int, listening: Listening) -> LlamaServer:
+        """Loads it for others to ask, with a `context` in tokens for each slot. Raises KitError as `load` does."""
+        return self._server(context, listening)
+
+    def _server(self, context: int, listening: Listening | None = None) -> LlamaServer:
         adapter = self.model.folder / registry.ADAPTER_GGUF if self.model.base else None
-        self.server = LlamaServer(self.quant.path, self.device.name, context + 1, self.quant.name, adapter)
+        return LlamaServer(self.quant.path, self.device.name, context, self.quant.name, adapter, listening)
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
         prompt_ids, ends = self.fit(request), self.examined.ends

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kit.environment.machine import Machine
+
 MADV_DONTNEED = 4  # <asm-generic/mman-common.h>
 
 
@@ -42,6 +44,14 @@ def release_code() -> None:
         if mode == "r-xp" and path and ".so" in path[0]:
             start, end = (int(address, 16) for address in addresses.split("-"))
             advise(start, end - start, MADV_DONTNEED)
+
+
+def free_memory(here: Machine) -> int | None:
+    """Bytes that are free, or could be; in a container no more than its limit."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    return min(free, here.memory) if here.container and here.memory else free
 
 
 def ran_out(error: BaseException) -> bool:

@@ -1,1 +1,1 @@
-"""One GET, and why it failed."""
+"""One GET, and why it failed; and where this machine is."""

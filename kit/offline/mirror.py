@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-import socket
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -162,23 +160,3 @@ def _index(sums: Sums) -> list[Route]:
         return HTMLResponse("<!DOCTYPE html><html><body>\n" + "<br>\n".join(pages[name]) + "\n</body></html>\n")
 
     return [Route(path, page) for path in ("/simple", "/simple/", "/simple/{name}", "/simple/{name}/")]
-
-
-# --- The addresses under which other machines reach this one ----------------------------------------------------------
-
-
-# The first is nobody's (RFC 5737): a route to it is the default route. The others are what a room's router without one,
-# or a bare switch, gives. Nothing is sent to any of them.
-PLACES = ["192.0.2.1", *(f"192.168.{net}.1" for net in (0, 1, 2, 8, 10, 50, 88, 100, 178)), "10.0.0.1", "172.16.0.1"]
-PLACES.append("169.254.1.1")
-
-
-def of_this_machine() -> str | None:
-    """The address that this machine has in its network; None for one that has no network."""
-    for place in PLACES:
-        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((place, 9))
-            address = str(probe.getsockname()[0])
-            if not address.startswith("127."):
-                return address
-    return None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from kit.engines import memory
 from kit.environment.machine import Machine
 from kit.errors import Command, KitError, WrongUsage
 from kit.formats import llama
@@ -105,7 +106,7 @@ def peak_memory(model: Model, recipe: Recipe, checkpointing: bool) -> int:
 
 def require_memory(model: Model, recipe: Recipe, here: Machine, on_note: Callable[[str], None]) -> bool:
     """Whether to switch gradient checkpointing on, which is said. Raises KitError where it does not fit with it."""
-    free = free_memory(here)
+    free = memory.free_memory(here)
     if free is None:
         return False
     plain, less = (peak_memory(model, recipe, checkpointing) for checkpointing in (False, True))
@@ -126,11 +127,3 @@ def require_memory(model: Model, recipe: Recipe, here: Machine, on_note: Callabl
         *((f", or CONTEXT={fitting[0]}",) if fitting else ()),
         *((", or ", Command("tune", MODEL="starter")) if model.name != "starter" else ()),
     )
-
-
-def free_memory(here: Machine) -> int | None:
-    """Bytes that are free, or could be; in a container no more than its limit."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    return min(free, here.memory) if here.container and here.memory else free
