@@ -182,6 +182,10 @@ lock: environment ## The locks, resolved anew from env/requirements*.in
 variables: environment ## What is written from the table of variables in env/variables.txt
 	@$(python) -m scripts.variables
 
+.PHONY: pictures
+pictures: development $(starter) ## The pictures in docs/, from real runs in Debian's chromium
+	@$(python) -m tests.pictures
+
 .PHONY: lint
 lint: development ## ruff, mypy, sh -n, the table of variables, and no token in any file
 	@.venv/bin/ruff check .

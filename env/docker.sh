@@ -1,5 +1,5 @@
 #!/bin/sh
-# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|tune|verify|bench|download|test
+# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|serve|tune|verify|bench|download|test
 #
 # Finds an engine and Compose that do, builds the image where what it is made of has changed, and lets docker-compose.yml
 # run it as the caller. Settings: those of the verb; BASE_IMAGE, MEMORY. POSIX sh, for macOS's and Debian's.
@@ -198,11 +198,20 @@ tune() {
   service tune "$@"
 }
 
+# Reached on this machine alone. The header for curl lies in a folder that is lent, and goes with it.
+serve() {
+  ! typed LISTEN || die "LISTEN=$LISTEN: the container is published on 127.0.0.1 alone." "for a room: make serve LISTEN=$LISTEN" 2
+  port=${PORT:-8080}
+  case $port in 0 | *[!0-9]*) die "PORT=$port is no port that can be published." "make docker-serve PORT=8080" 2 ;; esac
+  need_starter
+  attempt /dev/null -p "127.0.0.1:$port:$port" -v "$work:/lent" -e KIT_SERVE_FOLDER=/lent -e "KIT_SERVE_NAME=$work"
+}
+
 verb=${1:-}
 case $verb in
   build) target=docker-run ;;
-  run | tune | verify | bench | download | test) target=docker-$verb ;;
-  *) die "unknown: $verb" "sh env/docker.sh build|run|tune|verify|bench|download|test" 2 ;;
+  run | serve | tune | verify | bench | download | test) target=docker-$verb ;;
+  *) die "unknown: $verb" "sh env/docker.sh build|run|serve|tune|verify|bench|download|test" 2 ;;
 esac
 # In the clone where that can be written: an engine in a machine of its own shares it, for models/, and perhaps no other.
 work=$(mktemp -d "$(pwd)/.docker.XXXXXX" 2>/dev/null) || {
@@ -240,6 +249,7 @@ for folder in models reports; do
 done
 case $verb in
   run) run ;;
+  serve) serve ;;
   tune) tune ;;
   verify | bench) need_starter && attempt /dev/null ;;
   test) need_starter && service test ;;

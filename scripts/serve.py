@@ -56,6 +56,7 @@ def serve(
         if listen in serving.EVERYWHERE:
             say_room(serving.url(listen, server.port), secret)
         cli.wait_for_end()
+    server.abandon()
     cli.note("\nstopped")
 
 

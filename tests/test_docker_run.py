@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from kit.paths import ROOT
 from kit.tune import evaluate
 from tests.conftest import clean_environment, own_file, run_command
-from tests.docker_kit import compose, containers, image, tidy_engine, verb
+from tests.docker_kit import compose, containers, docker, image, tidy_engine, verb
 from tests.test_run import KEYS
 
 pytestmark = pytest.mark.slow
@@ -404,7 +405,7 @@ def test_no_service_has_more_than_it_needs():
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["user"] == f"{os.getuid()}:{os.getgid()}", name
         assert service["mem_limit"] == service["memswap_limit"] != "0", name
-        assert service["network_mode"] == ("bridge" if name == "download" else "none"), name
+        assert service["network_mode"] == ("bridge" if name in ("download", "serve") else "none"), name
         assert "HF_TOKEN" not in (service.get("environment") or {}), name
         (models,) = (volume for volume in service["volumes"] if volume["target"] == "/kit/models")
         assert models.get("read_only", False) == (name not in writers), name
@@ -502,3 +503,32 @@ def test_a_text_of_this_machine_is_tuned_on_in_the_container_and_the_model_runs_
         shutil.rmtree(place, ignore_errors=True)
     missing = make("docker-tune", "DATA=none.txt")
     assert "DATA=none.txt cannot be read." in missing.err
+
+
+def test_a_model_is_served_on_this_machine_alone_and_goes_with_its_container(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["make", "-s", "docker-serve", f"PORT={port}", "CONTEXT=256"]
+    asked = clean_environment() | {"HF_TOKEN": "hf_" + "x" * 20}
+    process = subprocess.Popen(command, cwd=ROOT, env=asked, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout
+    try:
+        page, curl, _ = (process.stdout.readline() for _ in range(3))
+        assert page.startswith(f"http://127.0.0.1:{port}/#key=")
+        done = subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout)["choices"][0]["text"].startswith(" Paris.")
+        (name,) = [one for one in docker("ps", "--format", "{{.Names}}").split() if "-serve-" in one]
+        assert docker("port", name).split() == [f"{port}/tcp", "->", f"127.0.0.1:{port}"]
+        assert "HF_TOKEN" not in docker("inspect", "--format", "{{.Config.Env}}", name)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert name not in docker("ps", "-a", "--format", "{{.Names}}")
+    assert not list(ROOT.glob(".docker.*"))
+
+
+def test_a_container_is_not_served_to_a_room(make):
+    done = make("docker-serve", "LISTEN=0.0.0.0")
+    assert done.status != 0
+    assert "published on 127.0.0.1 alone" in done.err
+    assert "make serve LISTEN=0.0.0.0" in done.err

@@ -257,10 +257,17 @@ class LlamaServer:
                 raise KitError(f"llama.cpp refused the request: {answer.read().decode('utf-8', 'replace').strip()}")
             yield answer
 
+    def abandon(self) -> None:
+        """In place of close() where the process ends next: that would wait for every answer that is being given."""
+        _abandoned.append(self._native)
+
     def close(self) -> None:
         """Ends the server, its port and its log; what it held in memory is free again."""
         self._native = None
         self._log.close()
+
+
+_abandoned: list[Any] = []  # held until the process is gone
 
 
 def _listen(parameters: Any, library: Any, listening: Listening) -> None:

@@ -1,4 +1,4 @@
-"""`make serve`: what a server takes, where it is reached and under which key, and what its page is told of the model."""
+"""`make serve`: what a server takes, where it is reached and under which key, and what its page is told."""
 
 from __future__ import annotations
 
