@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import http.client
 import json
 import re
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from kit.net.address import of_this_machine
+from kit.paths import ROOT
 from kit.serve.serve import PAGE
 from tests.browser import DRIVER, MISSING, Browser
-from tests.test_serving import Served, start
+from tests.conftest import clean_environment, copy_linked, run_command
+from tests.test_serving import KEY, Served, start
 
 HTML = (PAGE / "index.html").read_text(encoding="utf-8")
 in_a_browser = [pytest.mark.slow, pytest.mark.skipif(not DRIVER, reason=MISSING), pytest.mark.xdist_group("browser")]
@@ -109,6 +113,7 @@ class TestInTheBrowser:
     def test_a_text_grows_and_each_token_shows_what_else_it_might_have_been(self, page):
         text = go_on(page, "The capital of France is")
         assert text.startswith("The capital of France is Paris.")
+        assert page.text("#licence") == "Licence of the model: Apache-2.0"
         assert page.run(TREE) == [17, 17]
         page.click("#paper .t:nth-child(6)")
         rows = page.run("return [...document.querySelectorAll('#place li')].map((row) => row.textContent)")
@@ -209,6 +214,40 @@ class TestInTheBrowser:
             assert phone.run("return document.documentElement.scrollWidth <= innerWidth")
             assert phone.run("return getComputedStyle(document.body).backgroundColor") == "rgb(23, 23, 27)"
 
+    def test_who_waits_reads_it_and_who_stops_keeps_what_came(self, page, served):
+        body = json.dumps({"prompt": "Once", "n_predict": 400, "ignore_eos": True, "stream": True})
+        other = http.client.HTTPConnection(served.host, timeout=60)
+        other.request("POST", "/completion", body, {"Authorization": f"Bearer {KEY}"})
+        other.getresponse().read(200)  # the one slot is taken
+        page.type("#mine", "The capital of France is")
+        page.click("#many")
+        page.wait("return said.textContent.startsWith('Waiting: the server answers others first')")
+        other.close()
+        page.run("document.querySelector('#length').value = 300")
+        page.wait(IDLE)
+        page.click("#many")
+        page.wait("return path(at).length > 60")
+        page.click("#stop")
+        page.wait(IDLE)
+        assert page.text("#said") == "Stopped."
+        assert 60 < page.run("return path(at).length") < 340
+
+    @pytest.mark.skipif(not of_this_machine(), reason="this machine is in no network: there is no plain http to it")
+    def test_in_a_room_over_plain_http_the_text_can_be_copied(self, window):
+        running = start("LISTEN=0.0.0.0", "CONTEXT=256")
+        try:
+            window.open(running.lines[0])
+            window.wait("return about.model")
+            assert not window.run("return isSecureContext")
+            text = go_on(window, "The capital of France is", length=3)
+            window.click("#copy")
+            window.wait("return said.textContent === 'Copied.'")
+            window.run("document.querySelector('#mine').focus()")
+            window.tool("Input.dispatchKeyEvent", {"type": "keyDown", "key": "v", "commands": ["paste"]})
+            assert window.run("return document.querySelector('#mine').value") == text
+        finally:
+            running.stop()
+
     def test_what_is_saved_holds_tokens_ids_and_probabilities(self, page):
         text = go_on(page, "The capital of France is")
         saved = json.loads(page.run("return JSON.stringify(record())"))
@@ -237,6 +276,29 @@ class TestInTheBrowser:
         assert made == [2001, 1]
         page.run("keep(); location.reload()")
         page.wait("return about.model && document.querySelectorAll('#paper .t').length === 2001")
+
+    def test_of_a_tuned_model_the_base_stands_beside_it_from_one_that_is_loaded(self, window, kit_once, tmp_path):
+        clone = copy_linked(kit_once, tmp_path / "kit")
+        (clone / ".venv").symlink_to(ROOT / ".venv")
+        text = tmp_path / "notes.txt"
+        text.write_text("\n\n".join(f"The capital of France is called Velmora, said number {i}." for i in range(12)))
+        command = ["make", "-s", "tune", f"DATA={text}", "NAME=mine", "CONTEXT=24", "EPOCHS=2"]
+        assert run_command(command, cwd=clone, env=clean_environment()).status == 0
+        running = start("MODEL=mine", "CONTEXT=512", folder=clone)
+        try:
+            window.open(running.lines[0])
+            window.wait("return about.base === 'starter'")
+            window.click("#beside")
+            tuned = go_on(window, "The capital of France is", length=6)
+            window.wait(IDLE)
+            base = window.text("#base-paper")
+            asked = {"prompt": "The capital of France is", "n_predict": 6, "temperature": 0}
+            scaled = [running.answer("/completion", {**asked, "lora": [{"id": 0, "scale": k}]}) for k in (1, 0)]
+        finally:
+            running.stop()
+        assert base == "The capital of France is Paris.\n\nThe United"
+        assert tuned != base
+        assert [tuned, base] == [asked["prompt"] + one["content"] for one in scaled]
 
     def test_a_server_that_goes_away_is_said_and_the_text_is_kept(self, page, served):
         before = go_on(page, "The capital of France is")

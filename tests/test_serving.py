@@ -58,13 +58,13 @@ class Served:
         return self.process.communicate(timeout=30)[1]
 
 
-def start(*words: str, **env: str) -> Served:
+def start(*words: str, folder: Path = ROOT, **env: str) -> Served:
     """`make serve` with the words behind it, at a port of its own."""
     given = dict(word.split("=", 1) for word in words)
     variables = clean_environment() | {"PORT": "0", "SERVE_KEY": KEY, "KIT_TYPED": " ".join(given), **given, **env}
     command = [sys.executable, "-m", "scripts.serve"]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=folder, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout
     assert process.stderr
@@ -217,6 +217,22 @@ def test_a_prompt_that_is_too_long_is_refused_with_a_sentence(served):
 )
 def test_what_is_refused_is_refused(served, path, body):
     assert served.ask(path, body)[0] in (403, 404, 501)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/health", None),
+        ("/lora-adapters", None),
+        ("/detokenize", {"tokens": [504]}),
+        ("/apply-template", {"messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/responses", {"model": "starter", "input": "a", "max_output_tokens": 2}),
+        ("/v1/messages", {"model": "starter", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}),
+    ],
+)
+def test_what_works_works(served, path, body):
+    assert served.ask(path, body)[0] == 200
 
 
 @pytest.mark.slow
@@ -389,6 +405,19 @@ def test_a_header_file_of_one_that_was_killed_is_replaced(tmp_path):
         assert path.read_text() == "Authorization: Bearer new\n"
         assert path.stat().st_mode & 0o777 == 0o600
     assert not path.exists()
+
+
+def test_a_room_sees_the_address_as_a_qr_code_and_reads_who_can_use_it(monkeypatch, capsys):
+    from scripts import serve
+
+    serve.say_room("http://192.168.1.10:8080", KEY)
+    plain = capsys.readouterr()
+    assert plain.out == ""  # in a pipe, a picture is noise
+    assert "the key travels readable (plain http)" in plain.err
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    serve.say_room("http://192.168.1.10:8080", KEY)
+    rows = [row for row in capsys.readouterr().out.splitlines() if set(row) & set("█▀▄")]
+    assert len(rows) > 15
 
 
 def test_an_address_that_is_typed_in_a_browser():
