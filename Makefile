@@ -114,6 +114,10 @@ remove: environment ## Removes the tuned model NAME, after asking (FORCE=1: with
 serve: $(starter) ## MODEL in the browser, and for OpenAI's clients; LISTEN=0.0.0.0: for a room
 	@$(python) -m scripts.serve
 
+.PHONY: chat
+chat: $(starter) ## MODEL in the terminal, loaded once; or a turn for each line of a pipe
+	@$(python) -m scripts.chat
+
 ##@ Prove and measure
 
 .PHONY: verify

@@ -54,6 +54,8 @@ VERBS = [
     ["remove", "--name", "none"],
     ["bundle"],
     ["mirror"],
+    ["serve", "--context", "9000"],
+    ["chat", "--context", "9000"],
     ["compare"],
     ["readiness"],
     ["unbundle"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from kit.engines import imports, memory, methods, threads
 from kit.engines.devices import Device
@@ -30,10 +31,7 @@ def complete(
     that no machine could fulfil.
     """
     started = time.perf_counter()
-    _validate(request)
-    model_folder.check(request.model)
-    engine = methods.prepare(request)
-    _require_memory(engine, machine.this())
+    engine = _prepared(request)
     if engine.needs_file():
         engine.fit(request)  # a prompt that does not fit has nothing written for it
         engine.write_file(on_progress)
@@ -41,14 +39,43 @@ def complete(
     on_device(engine.device)
     engine.import_libraries()
     imported = time.perf_counter()
+    with _in_memory(engine):
+        engine.load(len(engine.fit(request)) + request.max_new_tokens)
+        return _complete(request, engine, started, imported, on_text)
+
+
+@contextmanager
+def loaded(
+    request: Request, context: int, on_device: Callable[[Device], None], on_progress: Progress = silent
+) -> Iterator[Engine]:
+    """The request's engine for many prompts like it, of up to `context` tokens each. Raises as `complete` does."""
+    engine = _prepared(request)
+    engine.write_file(on_progress)
+    on_device(engine.device)
+    engine.import_libraries()
+    with _in_memory(engine):
+        engine.load(context)
+        yield engine
+
+
+def _prepared(request: Request) -> Engine:
+    _validate(request)
+    model_folder.check(request.model)
+    engine = methods.prepare(request)
+    _require_memory(engine, machine.this())
+    return engine
+
+
+@contextmanager
+def _in_memory(engine: Engine) -> Iterator[None]:
+    """Within this the engine is used, and closed behind it; memory that ran out is said."""
     try:
         with engine:
-            engine.load(len(engine.fit(request)) + request.max_new_tokens)
-            return _complete(request, engine, started, imported, on_text)
+            yield
     except (MemoryError, RuntimeError) as error:
         if memory.ran_out(error):
             raise KitError(
-                f"{request.model.name} does not fit into the memory of {engine.device.name}: "
+                f"{engine.model.name} does not fit into the memory of {engine.device.name}: "
                 f"{(str(error).splitlines() or ['no further word'])[0]}",
                 "close other programs, ask for fewer MAX_NEW_TOKENS, or: ",
                 Command("run", MODEL="starter"),

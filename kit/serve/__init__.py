@@ -1,1 +1,1 @@
-"""A model for a browser and for programs: llama.cpp's server, its key, and the page."""
+"""A model that stays loaded: for a browser and programs (llama.cpp's server, a key, the page), and in the terminal."""
