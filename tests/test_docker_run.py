@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -524,7 +525,9 @@ def test_a_model_is_served_on_this_machine_alone_and_goes_with_its_container(tmp
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert name not in docker("ps", "-a", "--format", "{{.Names}}")
-    assert not list(ROOT.glob(".docker.*"))
+    header = re.search(r"@(\S+)/\.serve-", curl)
+    assert header
+    assert not Path(header[1]).exists()
 
 
 def test_a_container_is_not_served_to_a_room(make):

@@ -20,7 +20,7 @@ from tests.conftest import clean_environment, copy_linked, run_command
 from tests.test_serving import KEY, Served, start
 
 HTML = (PAGE / "index.html").read_text(encoding="utf-8")
-in_a_browser = [pytest.mark.slow, pytest.mark.skipif(not DRIVER, reason=MISSING), pytest.mark.xdist_group("browser")]
+in_a_browser = [pytest.mark.slow, pytest.mark.skipif(not DRIVER, reason=MISSING)]
 IDLE = "return !document.querySelector('#many').disabled"
 TREE = "return [tree.length, path(at).length]"
 
