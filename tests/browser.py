@@ -37,7 +37,11 @@ class Browser:
         chrome = {"args": options, "prefs": {"download.default_directory": self.folder.name}}
         asked = {"browserName": "chrome", "goog:chromeOptions": chrome, "goog:loggingPrefs": {"browser": "ALL"}}
         self.session = ""
-        self.session = self._ask("POST", "", {"capabilities": {"alwaysMatch": asked}})["sessionId"]
+        try:
+            self.session = self._ask("POST", "", {"capabilities": {"alwaysMatch": asked}})["sessionId"]
+        except BaseException:
+            self.process.kill()
+            raise
         emulated = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.tool("Emulation.setDeviceMetricsOverride", emulated)
 

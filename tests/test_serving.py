@@ -279,6 +279,12 @@ def test_thirty_at_once_are_all_answered_and_none_twice(served):
     assert all(answers.values())
 
 
+@pytest.mark.slow
+def test_slots_tell_that_others_ask_and_not_what(served):
+    served.answer("/v1/completions", greedy(prompt="Nobody reads this over my shoulder"))
+    assert "shoulder" not in json.dumps(served.answer("/slots"))
+
+
 def busy(served: Served) -> int:
     return sum(slot["is_processing"] for slot in served.answer("/slots"))
 

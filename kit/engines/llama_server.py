@@ -127,7 +127,7 @@ class LlamaServer:
         self._native: Any = None
         parameters = self._parameters(library, path, device, context)
         if listening:
-            _listen(parameters, library, listening)
+            _listen(parameters, listening)
         if adapter:
             parameters.lora_adapters = [library.CommonAdapterLoraInfo(str(adapter), 1.0)]
         if device == "cpu" and quant in REPACKED:
@@ -270,7 +270,7 @@ class LlamaServer:
 _abandoned: list[Any] = []  # held until the process is gone
 
 
-def _listen(parameters: Any, library: Any, listening: Listening) -> None:
+def _listen(parameters: Any, listening: Listening) -> None:
     """Opens the port to others than this process, and no more than is meant."""
     parameters.model.path = os.path.relpath(parameters.model.path)  # it stands in /props
     parameters.hostnames, parameters.port = [listening.host], listening.port
