@@ -118,6 +118,10 @@ serve: $(starter) ## MODEL in the browser, and for OpenAI's clients; LISTEN=0.0.
 chat: $(starter) ## MODEL in the terminal, loaded once; or a turn for each line of a pipe
 	@$(python) -m scripts.chat
 
+.PHONY: batch
+batch: $(starter) ## Every prompt of a file, with MODEL loaded once; goes on where it stopped
+	@$(python) -m scripts.batch
+
 ##@ Prove and measure
 
 .PHONY: verify
@@ -151,6 +155,10 @@ mirror: environment ## Serves a bundle: to this machine, or with LISTEN=0.0.0.0 
 .PHONY: docker-run
 docker-run: ## The same as run
 	@sh env/docker.sh run
+
+.PHONY: docker-batch
+docker-batch: ## The same as batch
+	@sh env/docker.sh batch
 
 .PHONY: docker-serve
 docker-serve: ## The same as serve

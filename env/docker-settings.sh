@@ -30,7 +30,7 @@ read_dotenv() {
 check_settings() {
   # Said before anything is built.
   device=${DEVICE:-$(from_dotenv DEVICE)}
-  case $verb:$device,${DEVICES:-}, in run:mps,* | serve:mps,* | verify:mps,*)
+  case $verb:$device,${DEVICES:-}, in run:mps,* | batch:mps,* | serve:mps,* | verify:mps,*)
     die "DEVICE=mps cannot run in a container: containers have no Metal." "on the Mac itself: make $verb DEVICE=mps" ;;
   bench:*,mps,*)
     die "DEVICES=$DEVICES cannot run in a container: containers have no Metal." "on the Mac itself: make bench DEVICES=$DEVICES" ;;

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|serve|tune|verify|bench|download|test
+# The verbs in the CPU-only Linux container: sh env/docker.sh build|run|batch|serve|tune|verify|bench|download|test
 #
 # Finds an engine and Compose that do, builds the image where what it is made of has changed, and lets docker-compose.yml
 # run it as the caller. Settings: those of the verb; BASE_IMAGE, MEMORY. POSIX sh, for macOS's and Debian's.
@@ -182,14 +182,36 @@ run() {
   attempt "$prompt" "$@"
 }
 
+# Where a file is, for a mount; a path with a colon is none. $1: the variable; $2: its value.
+place_of() {
+  folder=$(CDPATH= cd -- "$(dirname -- "$2")" 2>/dev/null && pwd) ||
+    die "$1=$2: there is no such folder." "mkdir -p '$(dirname -- "$2")'" 2
+  case $folder/$(basename -- "$2") in *:*) die "$1=$2: the container takes no path with a colon." "rename it, or move it" 2 ;; esac
+  printf '%s/%s' "${folder%/}" "$(basename -- "$2")"
+}
+
+# The prompts are lent read-only, and of the answers their folder.
+batch() {
+  need_starter
+  typed IN && typed OUT ||
+    die "IN (a file of prompts) and OUT (the file for the answers) are both needed." "make docker-batch IN=prompts.txt OUT=answers.jsonl" 2
+  [ -f "$IN" ] && [ -r "$IN" ] || die "IN=$IN cannot be read." "make docker-batch IN=prompts.txt OUT=$OUT" 2
+  from=$(place_of IN "$IN") && to=$(place_of OUT "$OUT") || exit
+  KIT_IN_NAME=$IN
+  KIT_OUT_NAME=$OUT
+  IN=/in/${from##*/}
+  OUT=/out/${to##*/}
+  export IN OUT KIT_IN_NAME KIT_OUT_NAME
+  attempt /dev/null -v "$from:$IN:ro" -v "${to%/*}:/out"
+}
+
 # The text lies in the container under its own name.
 tune() {
   need_starter
   set --
   if typed DATA; then
     [ -r "$DATA" ] || die "DATA=$DATA cannot be read." "make docker-tune DATA=notes.txt" 2
-    place=$(CDPATH= cd -- "$(dirname -- "$DATA")" && pwd)/$(basename -- "$DATA")
-    case $place in *:*) die "DATA=$DATA: the container takes no path with a colon." "rename it, or move it" 2 ;; esac
+    place=$(place_of DATA "$DATA") || exit
     KIT_DATA_NAME=$DATA
     DATA=/data/$(basename -- "$DATA")
     export DATA KIT_DATA_NAME
@@ -210,8 +232,8 @@ serve() {
 verb=${1:-}
 case $verb in
   build) target=docker-run ;;
-  run | serve | tune | verify | bench | download | test) target=docker-$verb ;;
-  *) die "unknown: $verb" "sh env/docker.sh build|run|serve|tune|verify|bench|download|test" 2 ;;
+  run | batch | serve | tune | verify | bench | download | test) target=docker-$verb ;;
+  *) die "unknown: $verb" "sh env/docker.sh build|run|batch|serve|tune|verify|bench|download|test" 2 ;;
 esac
 # In the clone where that can be written: an engine in a machine of its own shares it, for models/, and perhaps no other.
 work=$(mktemp -d "$(pwd)/.docker.XXXXXX" 2>/dev/null) || {
@@ -249,6 +271,7 @@ for folder in models reports; do
 done
 case $verb in
   run) run ;;
+  batch) batch ;;
   serve) serve ;;
   tune) tune ;;
   verify | bench) need_starter && attempt /dev/null ;;

@@ -14,12 +14,12 @@ from kit.errors import Command, KitError, WrongUsage
 from kit.files import beside, cause_of
 
 FORMAT = 1
-KINDS = ("manifest", "run", "bench", "tune")
+KINDS = ("manifest", "run", "bench", "tune", "batch")
 
 
 @dataclass(frozen=True)
 class Report:
-    """`kind` is manifest, run or bench; `content` as that kind has it; `time` in UTC, ISO 8601."""
+    """`kind` is one of KINDS; `content` as that kind has it; `time` in UTC, ISO 8601."""
 
     kind: str
     time: str

@@ -18,6 +18,15 @@ from kit.paths import ROOT
 
 # --- The table --------------------------------------------------------------------------------------------------------
 
+# Words of Python, of click, or of a module, in place of the variable's own name.
+PARAMETERS = {
+    "JSON": "as_json",
+    "FROM": "source",
+    "CONTEXT": "context_tokens",
+    "IN": "source_file",
+    "OUT": "target_file",
+}
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -48,7 +57,7 @@ class Variable:
     @property
     def parameter(self) -> str:
         """The name of the verb's parameter."""
-        return {"JSON": "as_json", "FROM": "source", "CONTEXT": "context_tokens"}.get(self.name, self.name.lower())
+        return PARAMETERS.get(self.name, self.name.lower())
 
 
 def _row(line: str) -> Variable:
@@ -71,7 +80,7 @@ TABLE = ROOT / "env" / "variables.txt"
 VARIABLES = tuple(_row(line) for line in TABLE.read_text(encoding="utf-8").splitlines() if line[:1].isupper())
 BY_NAME = {variable.name: variable for variable in VARIABLES}
 # The verbs that have a sister in the container.
-CONTAINER_VERBS = ("run", "serve", "tune", "verify", "bench", "download", "test")
+CONTAINER_VERBS = ("run", "batch", "serve", "tune", "verify", "bench", "download", "test")
 
 
 def taken_by(verb: str) -> list[Variable]:

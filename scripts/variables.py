@@ -14,7 +14,7 @@ from kit.settings import VARIABLES
 from scripts import cli
 
 # What the container gets besides, to say its messages as they are typed outside.
-FOR_MESSAGES = ("KIT_TYPED", "KIT_PROMPT_NAME", "KIT_DATA_NAME", "KIT_CONTAINER=1")
+FOR_MESSAGES = ("KIT_TYPED", "KIT_PROMPT_NAME", "KIT_DATA_NAME", "KIT_IN_NAME", "KIT_OUT_NAME", "KIT_CONTAINER=1")
 
 
 @click.command()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from kit.engines.devices import Device
 from kit.engines.request import Request
-from kit.errors import Command, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.files import Progress, silent
 from kit.models import examine
 from kit.models.registry import Model
@@ -155,14 +155,31 @@ class Engine(ABC):
     def import_libraries(self) -> None:
         """Imports what a run needs, so that its time does not pass for the time of a load."""
 
+    def memory_needed(self, context: int, slots: int) -> int:
+        """Bytes that `load` and what follows take at most, as far as that is known before."""
+        return self.weights_bytes() + self.libraries_memory
+
     @abstractmethod
-    def load(self, context: int) -> None:
-        """Puts the weights into memory, for texts of up to `context` tokens. Raises KitError, also where something else
-        ran than what was asked for."""
+    def load(self, context: int, slots: int = 1) -> None:
+        """Puts the weights into memory, for texts of up to `context` tokens, `slots` of them at a time. Raises
+        KitError, also where something else ran than what was asked for."""
 
     @abstractmethod
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
         """Completes the request's prompt; hands over the text as it comes."""
+
+    def generate_all(self, requests: Iterable[Request], slots: int) -> Iterator[tuple[int, Generated | KitError]]:
+        """Completes each request, up to `slots` (as loaded) at a time. Gives its place among them, from 0 on, and what
+        came of it or why it cannot be, as they are done; reads the requests as they are needed.
+
+        With one slot the tokens are those of `generate`. With more, other kernels round otherwise: where two tokens are
+        almost as likely, a text may go another way.
+        """
+        for place, request in enumerate(requests):
+            try:
+                yield place, self.generate(request, lambda piece: None)
+            except KitError as error:
+                yield place, error
 
     @abstractmethod
     def logprobs(self, ids: Sequence[int], first: int) -> list[Position]:
@@ -185,3 +202,9 @@ class Engine(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def up_to_the_first(ends: Sequence[int], ids: list[int]) -> list[int]:
+    """The ids up to and with the first end token among them."""
+    place = next((place for place, one in enumerate(ids) if one in ends), len(ids))
+    return ids[: place + 1]

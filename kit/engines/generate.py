@@ -31,7 +31,7 @@ def complete(
     that no machine could fulfil.
     """
     started = time.perf_counter()
-    engine = _prepared(request)
+    engine = prepared(request)
     if engine.needs_file():
         engine.fit(request)  # a prompt that does not fit has nothing written for it
         engine.write_file(on_progress)
@@ -46,19 +46,25 @@ def complete(
 
 @contextmanager
 def loaded(
-    request: Request, context: int, on_device: Callable[[Device], None], on_progress: Progress = silent
+    request: Request, context: int, on_device: Callable[[Device], None], on_progress: Progress = silent, slots: int = 1
 ) -> Iterator[Engine]:
-    """The request's engine for many prompts like it, of up to `context` tokens each. Raises as `complete` does."""
-    engine = _prepared(request)
+    """The request's engine for many prompts like it, of up to `context` tokens each, `slots` of them at a time. Raises
+    as `complete` does, and where so many slots do not fit into memory."""
+    engine = prepared(request)
+    if slots > 1:
+        what = f"{engine.model.name} with {slots} slots of {context} tokens"
+        hint = Command("batch", SLOTS=1), ", or close other programs"
+        memory.require_free(what, engine.memory_needed(context, slots), machine.this(), hint)
     engine.write_file(on_progress)
     on_device(engine.device)
     engine.import_libraries()
     with _in_memory(engine):
-        engine.load(context)
+        engine.load(context, slots)
         yield engine
 
 
-def _prepared(request: Request) -> Engine:
+def prepared(request: Request) -> Engine:
+    """The request's engine, with nothing loaded or written yet. Raises as `complete` does."""
     _validate(request)
     model_folder.check(request.model)
     engine = methods.prepare(request)

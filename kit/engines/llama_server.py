@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import struct
 import sys
 import tempfile
@@ -44,7 +45,7 @@ SAVED_COUNT_AT = 20
 
 @dataclass(frozen=True)
 class Listening:
-    """How others reach a server: at `host` and `port` (0: any), under `key`, in `slots` requests at a time, as `name`.
+    """How others reach a server: at `host` and `port` (0: any), under `key`, as `name`.
 
     `page` is a folder with an index.html, which needs no key, and `about` what is said to it in /props.
     """
@@ -52,7 +53,6 @@ class Listening:
     host: str
     port: int
     key: str
-    slots: int
     name: str
     page: Path
     about: dict[str, Any]
@@ -102,9 +102,9 @@ def has_metal() -> bool:
 
 
 class LlamaServer:
-    """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens, with a GGUF `adapter` where
-    there is one. Raises KitError where it cannot be, and where something else ran than what was asked for. To be
-    closed. `listening` opens it to others: for each of its slots a context of its own.
+    """A GGUF file in `quant`, loaded on `device` (cpu or mps) for up to `context` tokens in each of its `slots`, with a
+    GGUF `adapter` where there is one. Raises KitError where it cannot be, and where something else ran than what was
+    asked for. To be closed. `listening` opens it to others.
 
     Whatever llama.cpp would settle by itself is settled here: no fitting to free memory, no context shift, no prompt
     cache between requests but the one that is asked for, no warm-up, and threads on performance cores alone.
@@ -118,6 +118,7 @@ class LlamaServer:
         quant: str = "",
         adapter: Path | None = None,
         listening: Listening | None = None,
+        slots: int = 1,
     ) -> None:
         library = import_library()
         self._key = listening.key if listening else secrets.token_hex(16)
@@ -125,7 +126,8 @@ class LlamaServer:
         self._slots = Path(tempfile.gettempdir()) / f"kit-{secrets.token_hex(8)}"
         self._log = NativeLog()
         self._native: Any = None
-        parameters = self._parameters(library, path, device, context)
+        self._connections: set[http.client.HTTPConnection] = set()
+        parameters = self._parameters(library, path, device, context, slots)
         if listening:
             _listen(parameters, listening)
         if adapter:
@@ -155,11 +157,11 @@ class LlamaServer:
                 raise _load_error(path, str(error), said) from error
             raise
 
-    def _parameters(self, library: Any, path: Path, device: str, context: int) -> Any:
+    def _parameters(self, library: Any, path: Path, device: str, context: int, slots: int) -> Any:
         parameters = library.CommonParams()
         parameters.model.path = str(path)
-        parameters.n_ctx = -(-context // STEP) * STEP
-        parameters.n_parallel = 1
+        parameters.n_ctx = -(-context // STEP) * STEP * slots  # llama.cpp divides it among them
+        parameters.n_parallel = slots
         # It would change what was asked for, without a word.
         parameters.fit_params = False
         parameters.warmup = parameters.ctx_shift = parameters.cache_idle_slots = False
@@ -190,14 +192,9 @@ class LlamaServer:
 
         Raises KitError where llama.cpp says that it drew with other settings.
         """
-        greedy = {"samplers": ["top_k"], "top_k": 1}
-        # From the whole distribution, as through torch; 2**32 - 1 would mean a random seed.
-        drawn = {"samplers": ["temperature"], "temperature": temperature, "seed": seed % (2**32 - 1)}
-        asked = {"prompt": ids, "n_predict": count, "stream": True, "return_tokens": True, "cache_prompt": True}
-        drawing = drawn if temperature > 0 else greedy
-        asked |= {"ignore_eos": ignore_eos, "logit_bias": [[token, False] for token in banned], **drawing}
+        asked, drawing = _asked(ids, count, temperature, seed, ignore_eos, banned)
         arrived = 0
-        with self._ask("/completion", asked) as answer:
+        with self._ask("/completion", asked | {"stream": True, "cache_prompt": True, "id_slot": 0}) as answer:
             for line in answer:
                 if not line.startswith(b"data: "):
                     continue
@@ -215,9 +212,30 @@ class LlamaServer:
     def _hold_slot_against(self, asked: dict[str, Any]) -> None:
         """While it draws: whoever has what they wanted does not wait for its last word."""
         with self._ask("/slots", None) as answer:
-            (slot,) = json.loads(answer.read())
+            slot = json.loads(answer.read())[0]
         if slot.get("is_processing"):
             hold_against(asked, slot["params"])
+
+    def answer(
+        self,
+        slot: int,
+        ids: list[int],
+        count: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        ignore_eos: bool = False,
+        banned: Sequence[int] = (),
+        keeps: bool = False,
+    ) -> list[int]:
+        """The same as `generate` in a slot of its own (from 0 on) and at once: the ids, each of them. With `keeps` it
+        goes on from what it worked on there; else the prompt is worked on whole, as of a server that was just loaded.
+        """
+        asked, drawing = _asked(ids, count, temperature, seed, ignore_eos, banned)
+        said = self.post("/completion", asked | {"id_slot": slot, "cache_prompt": keeps})
+        hold_against(drawing, said["generation_settings"])
+        if len(said["tokens"]) != said["tokens_predicted"]:
+            raise KitError("llama.cpp's tokens could not be read.", "please report it, with the prompt")
+        return [int(token) for token in said["tokens"]]
 
     def next_id(self, ids: list[int]) -> int:
         """The likeliest token after `ids`."""
@@ -248,14 +266,25 @@ class LlamaServer:
     def _ask(self, path: str, body: dict[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         with closing(http.client.HTTPConnection(self._address)) as connection:  # closed, it stops llama.cpp's work
-            if body is None:
-                connection.request("GET", path, headers=headers)
-            else:
-                connection.request("POST", path, json.dumps(body), headers)
-            answer = connection.getresponse()
-            if answer.status != 200:
-                raise KitError(f"llama.cpp refused the request: {answer.read().decode('utf-8', 'replace').strip()}")
-            yield answer
+            self._connections.add(connection)
+            try:
+                if body is None:
+                    connection.request("GET", path, headers=headers)
+                else:
+                    connection.request("POST", path, json.dumps(body), headers)
+                answer = connection.getresponse()
+                if answer.status != 200:
+                    raise KitError(f"llama.cpp refused the request: {answer.read().decode('utf-8', 'replace').strip()}")
+                yield answer
+            finally:
+                self._connections.discard(connection)
+
+    def hang_up(self) -> None:
+        """Ends what is asked of it, whichever thread waits for the answer: that one gets an OSError."""
+        for connection in list(self._connections):
+            if connection.sock:
+                with suppress(OSError):
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     def abandon(self) -> None:
         """In place of close() where the process ends next: that would wait for every answer that is being given."""
@@ -267,6 +296,18 @@ class LlamaServer:
         self._log.close()
 
 
+def _asked(
+    ids: list[int], count: int, temperature: float, seed: int, ignore_eos: bool, banned: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A request, and that part of it which says how tokens are drawn."""
+    greedy = {"samplers": ["top_k"], "top_k": 1}
+    # From the whole distribution, as through torch; 2**32 - 1 would mean a random seed.
+    drawn = {"samplers": ["temperature"], "temperature": temperature, "seed": seed % (2**32 - 1)}
+    drawing = drawn if temperature > 0 else greedy
+    asked = {"prompt": ids, "n_predict": count, "return_tokens": True, "ignore_eos": ignore_eos}
+    return asked | {"logit_bias": [[token, False] for token in banned], **drawing}, drawing
+
+
 _abandoned: list[Any] = []  # held until the process is gone
 
 
@@ -275,8 +316,6 @@ def _listen(parameters: Any, listening: Listening) -> None:
     parameters.model.path = os.path.relpath(parameters.model.path)  # it stands in /props
     parameters.hostnames, parameters.port = [listening.host], listening.port
     parameters.api_keys, parameters.model_alias = [listening.key], {listening.name}
-    parameters.n_parallel = listening.slots
-    parameters.n_ctx *= listening.slots  # llama.cpp divides it among them
     # Unless it is told one origin, it answers each with its own name, and any page in the browser may read.
     parameters.cors_origins, parameters.cors_origins_explicit = NOBODY, True
     parameters.cors_credentials = False

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from kit.engines import devices, llama_server, memory
 from kit.engines.devices import Device, Obstacle
-from kit.engines.engine import Engine, Generated, Position
-from kit.engines.llama_server import Listening, LlamaServer
+from kit.engines.engine import Engine, Generated, Position, up_to_the_first
+from kit.engines.llama_server import STEP, Listening, LlamaServer
 from kit.engines.request import Request
 from kit.environment import machine
 from kit.environment.machine import Machine
 from kit.errors import KitError
 from kit.files import Progress, silent
+from kit.formats import llama
 from kit.models import gguf_files, registry
 from kit.models.registry import Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+BATCH = 512  # positions that llama.cpp computes logits for at once, at most
 FORCE = 10_000.0  # far above what any logit can be
 
 
@@ -83,19 +87,27 @@ class LlamacppEngine(Engine):
         llama_server.import_library()
         importlib.import_module("tokenizers")
 
-    def load(self, context: int) -> None:
+    def load(self, context: int, slots: int = 1) -> None:
         _ = self.tokenizer
         memory.release_free_memory()
         # One more than is asked for: see `generate`.
-        self.server = self._server(context + 1)
+        self.server = self._server(context + 1, slots)
 
-    def listen(self, context: int, listening: Listening) -> LlamaServer:
-        """Loads it for others to ask, with a `context` in tokens for each slot. Raises KitError as `load` does."""
-        return self._server(context, listening)
+    def listen(self, context: int, slots: int, listening: Listening) -> LlamaServer:
+        """Loads it for others to ask. Raises KitError as `load` does."""
+        return self._server(context, slots, listening)
 
-    def _server(self, context: int, listening: Listening | None = None) -> LlamaServer:
+    def _server(self, context: int, slots: int, listening: Listening | None = None) -> LlamaServer:
         adapter = self.model.folder / registry.ADAPTER_GGUF if self.model.base else None
-        return LlamaServer(self.quant.path, self.device.name, context, self.quant.name, adapter, listening)
+        return LlamaServer(self.quant.path, self.device.name, context, self.quant.name, adapter, listening, slots)
+
+    def memory_needed(self, context: int, slots: int) -> int:
+        config = llama.read_config(self.model.foundation.folder)
+        _, kv_heads, head_dim = llama.heads(config)
+        per_token = 2 * 2 * config["num_hidden_layers"] * kv_heads * head_dim  # keys and values, in 16 bits
+        logits = 4 * BATCH * config["vocab_size"]
+        rounded = -(-context // STEP) * STEP
+        return int(super().memory_needed(context, slots) + slots * rounded * per_token + logits)
 
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
         prompt_ids, ends = self.fit(request), self.examined.ends
@@ -131,11 +143,60 @@ class LlamacppEngine(Engine):
                 token_ids[start:] = self._resolved(asked, last_id, count)
             if not count:
                 break
-        token_ids = _up_to_the_first(ends, token_ids)
+        token_ids = up_to_the_first(ends, token_ids)
         whole = self.continuation(prompt_ids, token_ids)
         if whole.startswith(said) and whole != said:
             on_text(whole[len(said) :])  # the bytes of a character that the last token did not finish
         return Generated(prompt_ids, token_ids, whole, first_at, first_tokens, last_at)
+
+    def generate_all(self, requests: Iterable[Request], slots: int) -> Iterator[tuple[int, Generated | KitError]]:
+        idle = deque(range(slots))
+        busy: dict[Future[Generated | KitError], tuple[int, int]] = {}
+        waiting = enumerate(requests)
+        pool = ThreadPoolExecutor(slots)
+        try:
+            while True:
+                while idle and (following := next(waiting, None)):
+                    place, request = following
+                    slot = idle.popleft()
+                    busy[pool.submit(self._answered, request, slot)] = place, slot
+                if not busy:
+                    return
+                for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                    place, slot = busy.pop(future)
+                    idle.append(slot)
+                    yield place, future.result()
+        finally:
+            if busy:
+                self.server.hang_up()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answered(self, request: Request, slot: int) -> Generated | KitError:
+        """What `generate` gives, in a slot and at once: its ids then need no looking up."""
+        try:
+            prompt_ids = self.fit(request)
+        except KitError as error:
+            return error
+        ends, token_ids = self.examined.ends, list[int]()
+        wanted = request.max_new_tokens
+        banned = ends if request.ignore_eos else ()
+        while len(token_ids) < wanted and not (token_ids and token_ids[-1] in ends):
+            start = len(token_ids)
+            came = self.server.answer(
+                slot,
+                prompt_ids + token_ids,
+                wanted - start,
+                request.temperature,
+                request.seed + start,
+                request.ignore_eos,
+                banned,
+                keeps=start > 0,
+            )
+            if not came:
+                break
+            token_ids = up_to_the_first(ends, token_ids + came)
+        now = time.perf_counter()
+        return Generated(prompt_ids, token_ids, self.continuation(prompt_ids, token_ids), now, len(token_ids), now)
 
     def _resolved(self, asked: list[int], last_id: int | None, count: int) -> list[int]:
         """The `count` ids behind `asked`: llama.cpp saves a token when it has worked on it, so the last one may be
@@ -208,9 +269,3 @@ class LlamacppEngine(Engine):
 def obstacle(here: Machine) -> Obstacle | None:
     """What llama.cpp finds in the way of Metal. torch is not imported."""
     return None if llama_server.has_metal() else devices.no_metal("llama.cpp", here)
-
-
-def _up_to_the_first(ends: Sequence[int], ids: list[int]) -> list[int]:
-    """The ids up to and with the first end token among them."""
-    place = next((place for place, one in enumerate(ids) if one in ends), len(ids))
-    return ids[: place + 1]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kit.environment.machine import Machine
+from kit.errors import Hint, KitError
 
 MADV_DONTNEED = 4  # <asm-generic/mman-common.h>
 
@@ -52,6 +53,14 @@ def free_memory(here: Machine) -> int | None:
 
     free = int(psutil.virtual_memory().available)
     return min(free, here.memory) if here.container and here.memory else free
+
+
+def require_free(what: str, needed: int, here: Machine, hint: Hint) -> None:
+    """Raises KitError where `what` does not fit, before it is loaded."""
+    free = free_memory(here)
+    if free is not None and needed > free:
+        said = f"{what} needs {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free."
+        raise KitError(said, *hint)
 
 
 def ran_out(error: BaseException) -> bool:

@@ -13,14 +13,15 @@ import os
 import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from kit.engines import adapters, devices, imports, memory, threads
 from kit.engines.devices import Device, Obstacle
-from kit.engines.engine import Engine, Generated, Position
+from kit.engines.engine import Engine, Generated, Position, up_to_the_first
 from kit.engines.request import Request
 from kit.environment.machine import Machine
 from kit.errors import Command, KitError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 WIDTHS = {"bfloat16": 2, "float16": 2, "float32": 4}  # bytes of a number
 FORMATS = ("auto", *WIDTHS)
+AHEAD = 16  # batches' worth of prompts that are looked through for those of like length
 
 
 class TorchEngine(Engine):
@@ -101,7 +103,7 @@ class TorchEngine(Engine):
         if self.model.base:
             importlib.import_module("peft")
 
-    def load(self, context: int) -> None:
+    def load(self, context: int, slots: int = 1) -> None:
         self.import_libraries()
         asked = self.device.number_format
         converts = asked != self.examined.dtype
@@ -164,6 +166,47 @@ class TorchEngine(Engine):
             raise KitError(f"transformers was given the prompt, and took {stream.prompt_ids}.", "please report it")
         times = stream.times
         return Generated(prompt_ids, stream.token_ids, stream.text, times[0], 1, times[-1])
+
+    def generate_all(self, requests: Iterable[Request], slots: int) -> Iterator[tuple[int, Generated | KitError]]:
+        if slots == 1:
+            yield from super().generate_all(requests, 1)
+            return
+        waiting = enumerate(requests)
+        while ahead := list(islice(waiting, slots * AHEAD)):
+            ready: list[tuple[int, Request, list[int]]] = []
+            for place, request in ahead:
+                try:
+                    if request.temperature > 0:  # torch has one source of chance for a whole batch
+                        yield place, self.generate(request, lambda piece: None)
+                    else:
+                        ready.append((place, request, self.fit(request)))
+                except KitError as error:
+                    yield place, error
+            # A batch is as long as its longest prompt, and takes as many steps as the longest completion.
+            ready.sort(key=lambda each: (each[1].max_new_tokens, len(each[2])))
+            for start in range(0, len(ready), slots):
+                batch = ready[start : start + slots]
+                came = self._together([(request, ids) for _, request, ids in batch])
+                yield from zip((place for place, _, _ in batch), came, strict=True)
+
+    def _together(self, batch: list[tuple[Request, list[int]]]) -> list[Generated]:
+        """Greedy completions of several prompts in one pass a token, shorter ones filled up on their left."""
+        import torch
+
+        width, pad = max(len(ids) for _, ids in batch), self.examined.pad or 0
+        filled = torch.tensor([[pad] * (width - len(ids)) + ids for _, ids in batch])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for _, ids in batch])
+        config = generation_config(batch[-1][0], self.examined)
+        self.loaded.generation_config = copy.deepcopy(config)
+        whole = self.loaded.generate(
+            filled.to(self.device.name), attention_mask=mask.to(self.device.name), generation_config=config
+        )
+        now = time.perf_counter()
+        found = []
+        for (request, ids), row in zip(batch, whole[:, width:].tolist(), strict=True):
+            token_ids = up_to_the_first(self.examined.ends, row[: request.max_new_tokens])
+            found.append(Generated(ids, token_ids, self.continuation(ids, token_ids), now, len(token_ids), now))
+        return found
 
     def logprobs(self, ids: Sequence[int], first: int) -> list[Position]:
         return measure(self.loaded, ids, first)

@@ -18,7 +18,6 @@ from kit.engines.llamacpp_engine import LlamacppEngine
 from kit.environment.machine import Machine
 from kit.errors import Command, KitError, WrongUsage, keep_secret
 from kit.files import Progress, silent
-from kit.formats import llama
 from kit.models import folder as model_folder
 from kit.models import licence
 from kit.models.registry import Model
@@ -27,7 +26,6 @@ from kit.paths import ROOT
 
 PAGE = Path(__file__).parent / "page"
 CONTEXT = 4096  # tokens of a slot, where nobody says
-BATCH = 512  # positions that llama.cpp computes logits for at once, at most
 # In a header and in an address as it is: RFC 3986's unreserved characters, without two that end sentences.
 KEY = re.compile(r"[A-Za-z0-9_-]{16,}")
 EVERYWHERE = ("0.0.0.0", "::")
@@ -72,27 +70,14 @@ def prepare(
     return ready
 
 
-def memory_needed(ready: Ready) -> int:
-    """Bytes: the weights, the libraries, keys and values of each token of each slot in 16 bits, and one batch's logits
-    in 32."""
-    config = llama.read_config(ready.model.foundation.folder)
-    _, kv_heads, head_dim = llama.heads(config)
-    per_token = 2 * 2 * config["num_hidden_layers"] * kv_heads * head_dim
-    logits = 4 * BATCH * config["vocab_size"]
-    tokens = ready.slots * ready.context
-    return int(ready.engine.weights_bytes() + ready.engine.libraries_memory + tokens * per_token + logits)
-
-
 def require_memory(ready: Ready, here: Machine) -> None:
     """Raises KitError where it does not fit."""
-    free, needed = memory.free_memory(here), memory_needed(ready)
-    if free is not None and needed > free:
-        raise KitError(
-            f"{ready.model.name} with {ready.slots} slot{'s' * (ready.slots > 1)} of {ready.context} tokens needs "
-            f"{needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free.",
-            Command("serve", MODEL=ready.model.name, SLOTS=1, CONTEXT=STEP),
-            ", or close other programs",
-        )
+    memory.require_free(
+        f"{ready.model.name} with {ready.slots} slot{'s' * (ready.slots > 1)} of {ready.context} tokens",
+        ready.engine.memory_needed(ready.context, ready.slots),
+        here,
+        (Command("serve", MODEL=ready.model.name, SLOTS=1, CONTEXT=STEP), ", or close other programs"),
+    )
 
 
 def key() -> str:
@@ -110,8 +95,8 @@ def key() -> str:
 def start(ready: Ready, host: str, port: int, secret: str) -> LlamaServer:
     """Loads the model and listens. Raises KitError where it cannot: the port is looked at before anything is loaded."""
     require_port(host, port)
-    listening = Listening(host, port, secret, ready.slots, ready.model.name, PAGE, about(ready))
-    return ready.engine.listen(ready.context, listening)
+    listening = Listening(host, port, secret, ready.model.name, PAGE, about(ready))
+    return ready.engine.listen(ready.context, ready.slots, listening)
 
 
 def require_port(host: str, port: int) -> None:

@@ -1,0 +1,1 @@
+"""Many prompts from a file, their answers to another: nothing twice, nothing lost."""

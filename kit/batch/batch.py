@@ -1,0 +1,152 @@
+"""`make batch`: IN through an engine that is loaded once, to OUT; what is there already is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kit import files
+from kit.batch import answers, prompts
+from kit.batch.answers import Answers, Count
+from kit.batch.prompts import Extent, Line
+from kit.engines import generate, imports, memory, threads
+from kit.engines.devices import Device
+from kit.engines.engine import Engine, Generated
+from kit.engines.request import Request
+from kit.environment import facts
+from kit.errors import Command, WrongUsage
+from kit.files import Progress
+
+# What of the request decides every answer, beside model, device and number format.
+DECIDING = ("method", "max_new_tokens", "temperature", "seed")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`request` has what a line does not say of itself, `source` is IN and `target` OUT, and `typed` how they were typed:
+    a container sees them elsewhere. With `in_order` the answers stand in the order of IN."""
+
+    request: Request
+    source: Path
+    target: Path
+    slots: int
+    in_order: bool
+    typed: Command
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Of IN and OUT, as a person knows them."""
+        return self.typed.variables["IN"], self.typed.variables["OUT"]
+
+
+def batch(asked: Asked, on_device: Callable[[Device], None], on_progress: Progress) -> dict[str, Any]:
+    """Answers each line of IN in OUT that is not answered there; the content of reports/batch-*.json.
+
+    A line that cannot be answered has its error in its place. Raises KitError as `generate.complete` does, WrongUsage
+    where IN is no file of prompts, and where OUT holds something else. Whatever ends it, OUT has what was done.
+    """
+    started = time.perf_counter()
+    if asked.target.exists() and asked.source.exists() and asked.target.samefile(asked.source):
+        raise WrongUsage("IN and OUT are the same file.", Command("batch", IN=asked.names[0], OUT="answers.jsonl"))
+    engine = generate.prepared(asked.request)
+    extent = prompts.look_through(asked.source, asked.request, on_progress)
+    decides = settings(asked, engine)
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    with answers.opened(asked.target, extent, digest, asked.typed) as out:
+        before = Count(**vars(out.count))
+        ran: dict[str, Any] = {}
+        if before.done < extent.lines:
+            ran = _answer(asked, extent, out, on_device, on_progress)
+        count = out.count
+    return {
+        "facts": {**facts.gather(), **ran.pop("facts", {})},
+        **decides,
+        "in": {"name": asked.names[0], "sha256": extent.sha256, "prompts": extent.lines},
+        "out": {"name": asked.names[1], "sha256": files.sha256(asked.target)},
+        "outcome": {"answered": count.done - count.failed, "failed": count.failed, "new_tokens": count.tokens},
+        "first_error": count.first_error,
+        "before": {"done": before.done, "new_tokens": before.tokens},
+        **ran,
+        "total_s": time.perf_counter() - started,
+        "peak_rss_bytes": memory.peak_rss_bytes(),
+    }
+
+
+def settings(asked: Asked, engine: Engine) -> dict[str, Any]:
+    """All that decides an answer, beside the line."""
+    request = {name: getattr(asked.request, name) for name in DECIDING}
+    request |= {"device": engine.device.name, **engine.number_formats, "slots": asked.slots, "order": asked.in_order}
+    model = asked.request.model.identity()
+    return {"model": model, "request": request, "versions": imports.versions(engine.packages)}
+
+
+def _answer(
+    asked: Asked, extent: Extent, out: Answers, on_device: Callable[[Device], None], on_progress: Progress
+) -> dict[str, Any]:
+    """Loads the model, and answers what is missing."""
+    context = min(extent.longest, asked.request.model.context)
+    with generate.loaded(asked.request, context, on_device, on_progress, asked.slots) as engine:
+        started, before = time.perf_counter(), out.count.tokens
+
+        def show() -> None:
+            count = out.count
+            speed = (count.tokens - before) / max(time.perf_counter() - started, 1e-9)
+            what = f"{count.done} of {extent.lines} prompts, {speed:.0f} tokens/s"
+            on_progress(what, count.done, extent.lines)
+
+        show()
+        desk = _Desk(out, engine.examined.ends, asked.in_order)
+        for place, came in engine.generate_all(desk.requests(prompts.read(asked.source, asked.request)), asked.slots):
+            desk.put(place, came.message if isinstance(came, Exception) else came)
+            show()
+        seconds = time.perf_counter() - started
+        return {
+            "facts": {**engine.facts(), "threads": threads.record()},
+            "answering_s": seconds,
+            "tokens_per_s": (out.count.tokens - before) / seconds,
+        }
+
+
+class _Desk:
+    """Lines on their way to an engine and back: what is answered already stays out, what cannot be asked goes straight
+    to OUT, and where an order is wanted an answer waits for those before it."""
+
+    def __init__(self, out: Answers, ends: tuple[int, ...], in_order: bool) -> None:
+        self._out, self._ends, self._in_order = out, ends, in_order
+        self._asked: list[int] = []
+        self._waiting: dict[int, tuple[Line, Generated | str | None]] = {}  # by the line's number, in the order of IN
+
+    def requests(self, lines: Iterator[Line]) -> Iterator[Request]:
+        """What the engine is asked; it is read as far as the engine works ahead."""
+        for line in lines:
+            if self._out.has(line.number):
+                continue
+            self._waiting[line.number] = line, None
+            if line.request:
+                self._asked.append(line.number)
+                yield line.request
+            else:
+                self._settle(line.number, line.error)
+
+    def put(self, place: int, came: Generated | str) -> None:
+        """What came of the request at a place among those that were asked."""
+        self._settle(self._asked[place], came)
+
+    def _settle(self, number: int, came: Generated | str) -> None:
+        line, _ = self._waiting[number]
+        if not self._in_order:
+            del self._waiting[number]
+            self._out.write(line, came, self._ends)
+            return
+        self._waiting[number] = line, came
+        while self._waiting:
+            first, (line, ready) = next(iter(self._waiting.items()))
+            if ready is None:
+                return
+            del self._waiting[first]
+            self._out.write(line, ready, self._ends)
