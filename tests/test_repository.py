@@ -19,7 +19,7 @@ MODULES = sorted([*ROOT.glob("kit/**/*.py"), *ROOT.glob("scripts/**/*.py")])
 # From the ground up: a module imports those of its own wing, and of what stands before it.
 GROUND = ["errors", "paths", "files", "settings", "reports"]
 WINGS = ["environment", "net", "formats", "models", "hub", "engines", "offline", "verify", "doctor", "bench"]
-WINGS += ["tune", "serve"]
+WINGS += ["tune", "serve", "batch"]
 # What a room below may look at and no more: `offline` needs the network, not the Hub.
 STRANGERS = {("offline", "hub")}
 

@@ -56,6 +56,7 @@ VERBS = [
     ["mirror"],
     ["serve", "--context", "9000"],
     ["chat", "--context", "9000"],
+    ["batch"],
     ["compare"],
     ["readiness"],
     ["unbundle"],

@@ -28,7 +28,7 @@ DECIDING = ("method", "max_new_tokens", "temperature", "seed")
 
 @dataclass(frozen=True)
 class Asked:
-    """`request` has what a line does not say of itself, `source` is IN and `target` OUT, and `typed` how they were typed:
+    """`request` has what a line does not say of itself; `source` is IN, `target` OUT, and `typed` how they were typed:
     a container sees them elsewhere. With `in_order` the answers stand in the order of IN."""
 
     request: Request
@@ -95,8 +95,9 @@ def _answer(
 
         def show() -> None:
             count = out.count
-            speed = (count.tokens - before) / max(time.perf_counter() - started, 1e-9)
-            what = f"{count.done} of {extent.lines} prompts, {speed:.0f} tokens/s"
+            what = f"{count.done} of {extent.lines} prompts"
+            if new := count.tokens - before:
+                what += f", {new / (time.perf_counter() - started):.0f} tokens/s"
             on_progress(what, count.done, extent.lines)
 
         show()

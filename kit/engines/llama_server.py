@@ -34,6 +34,8 @@ from kit.errors import Command, KitError
 STEP = 256  # llama.cpp rounds a context up to this many tokens
 # The line of its log that ends its start. Ended before it, llama.cpp waits for itself for ever.
 READY, PATIENCE = "all slots are idle", 60.0  # seconds
+# The last line of a load that failed: it comes late, and would go to a stderr that is a person's again.
+GIVEN_UP = "exiting due to model loading error"
 # llama.cpp makes blocks of its own of these for the CPU's kernels. Mapped, the file would be in memory beside them:
 # 1.48 GB in place of 0.94 for q4_0 at 1B, for 0.4 s less of loading (docs/measurements.md).
 REPACKED = ("q4_0",)
@@ -151,9 +153,10 @@ class LlamaServer:
             if listening:
                 self._log.discard()  # it goes on for as long as others ask
         except BaseException as error:
-            said = self._log.text()
+            failed = isinstance(error, RuntimeError)
+            said = self._log.wait_for(GIVEN_UP, 1.0) if failed else ""
             self.close()
-            if isinstance(error, RuntimeError):
+            if failed:
                 raise _load_error(path, str(error), said) from error
             raise
 
