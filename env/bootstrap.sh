@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes .venv out of the lock: sh env/bootstrap.sh [dev]; with `which` it only says which Python it would take.
+# Makes .venv out of the lock: sh env/bootstrap.sh [dev] (EXTRA=… besides); with `which` it only says which Python it would take.
 #
 # Does nothing, in a few milliseconds, when .venv is what the lock says. Otherwise it finds a Python, makes .venv, gets uv
 # (a pinned, hashed wheel) into it and lets it install the lock: uv takes 4 to 7 s where pip takes 59 s.
@@ -41,9 +41,19 @@ torch_version() { version_of torch; }
 # The lock's own entries of the packages $*, with their hashes.
 entries() { awk -v names=" $* " '/^[^ ]/ { name = $1; sub(/==.*/, "", name); wanted = index(names, " " name " ") } wanted' "$lock"; }
 
-# Once it has the development tools, .venv keeps them.
-want_dev=
-{ [ "${1:-}" = dev ] || [ -f .venv/lock-dev.txt ]; } && want_dev=1
+# What .venv has beside the lock, in locks of their own: the development tools, and what EXTRA names. Once there, it stays.
+asked=
+case " ${KIT_TYPED:-} " in *" EXTRA "*) asked=$(printf '%s' "${EXTRA:-}" | tr ',' ' ') ;; esac
+extras= choice=
+for file in env/lock/*.txt; do
+  name=$(basename "$file" .txt)
+  case $name in linux | macos) continue ;; dev) ;; *) choice="$choice $name" ;; esac
+  case " ${1:-} $asked " in *" $name "*) extras="$extras $name" && continue ;; esac
+  [ ! -f ".venv/lock-$name.txt" ] || extras="$extras $name"
+done
+for name in $asked; do
+  case " $choice " in *" $name "*) ;; *) die "EXTRA=$EXTRA: there is no $name." "make setup EXTRA=${choice# }" ;; esac
+done
 
 . env/find-python.sh
 . env/uv-settings.sh
@@ -55,7 +65,8 @@ in_place() {
 }
 
 is_ready() {
-  in_place && cmp -s "$lock" .venv/lock.txt && { [ -z "$want_dev" ] || cmp -s env/lock/dev.txt .venv/lock-dev.txt; }
+  in_place && cmp -s "$lock" .venv/lock.txt || return
+  for name in $extras; do cmp -s "env/lock/$name.txt" ".venv/lock-$name.txt" || return; done
 }
 
 if [ "${1:-}" = which ]; then
@@ -186,7 +197,7 @@ sync() {
   unset UV_FIND_LINKS
   [ -n "$links" ] || [ "$lock" != env/lock/linux.txt ] || brought 'torch-*' || links=$TORCH_PAGE
   set -- "$lock"
-  [ -z "$want_dev" ] || set -- "$@" env/lock/dev.txt
+  for name in $extras; do set -- "$@" "env/lock/$name.txt"; done
   if brought '*'; then
     set -- "$@" --find-links env/wheels
     # Where they are enough, no index is asked: it may be out of reach, or not have them.
@@ -210,6 +221,6 @@ fault=$(.venv/bin/python -m scripts.environment prove 2>&1) ||
   die ".venv is not what the lock says, though its packages were installed: $fault" "make clean setup"
 describe .venv/bin/python >.venv/made-with
 cp "$lock" .venv/lock.txt
-[ -z "$want_dev" ] || cp env/lock/dev.txt .venv/lock-dev.txt
+for name in $extras; do cp "env/lock/$name.txt" ".venv/lock-$name.txt"; done
 { printf '%s\n' "$root/.venv" >.venv/ready.partial && mv .venv/ready.partial .venv/ready; } ||
   die ".venv could not be finished." "$RESUME"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import click
 
@@ -19,7 +20,7 @@ from scripts.progress import ProgressLine
 
 @click.command()
 @takes("bundle")
-def bundle(platform: str, model: str) -> None:
+def bundle(platform: str, model: str, extra: str) -> None:
     """Write dist/<name>/ and dist/<name>.tar, and print the digest that `make setup SHA256=` checks.
 
     MODEL is a list with commas. The starter always goes along: set-up needs it. The same commit, platforms and models
@@ -28,9 +29,11 @@ def bundle(platform: str, model: str) -> None:
     \b
     make bundle
     make bundle PLATFORM=macos-arm64,linux-x86_64 MODEL=starter,llama-3.2-1b
+    make bundle EXTRA=ray
     """
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     targets = locks.targets(platform, python) if platform else [locks.this()]
+    targets = [replace(target, extras=locks.extras(extra)) for target in targets]
     names = {name.strip() for name in model.split(",") if name.strip()} | {starter.NAME}
     with ProgressLine() as progress:
         made = bundle_writer.make([registry.find(name) for name in names], targets, progress)

@@ -128,8 +128,8 @@ def check_environment() -> Outcome:
         return Outcome(FAIL, f".venv was made for {place} and moved", Command("setup"))
     lock = "env/lock/macos.txt" if sys.platform == "darwin" else "env/lock/linux.txt"
     pinned = locks.read(lock)
-    if (VENV / "lock-dev.txt").exists():
-        pinned += locks.read(locks.DEVELOPMENT)
+    for extra in locks.extras_of(VENV):
+        pinned += locks.read(locks.path_of(extra))
     present = locks.installed(VENV)
     differing = locks.differences(pinned, present)
     if differing:

@@ -27,7 +27,9 @@ PLATFORMS = {
 
 PYTHONS = ("3.11", "3.12", "3.13")
 
-DEVELOPMENT = "env/lock/dev.txt"
+# What .venv may have besides, in locks of their own: the development tools, and what `make setup EXTRA=…` names.
+DEVELOPMENT = "dev"
+EXTRAS = ("ray",)
 NEXT = "git checkout env/lock"
 
 PIN = re.compile(
@@ -39,10 +41,11 @@ PIN = re.compile(
 
 @dataclass(frozen=True)
 class Target:
-    """What wheels are for: a key of PLATFORMS and a Python such as `3.11`."""
+    """What wheels are for: a key of PLATFORMS, a Python such as `3.11`, and those of EXTRAS that go along."""
 
     platform: str
     python: str
+    extras: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.platform}:{self.python}"
@@ -96,11 +99,36 @@ def targets(asked: str, python: str) -> list[Target]:
 
 @cache
 def pins(target: Target) -> tuple[Pin, ...]:
-    """What the lock installs on `target`. Raises KitError where the lock is missing or of another form."""
+    """What the lock installs on `target`, and then what its extras add. Raises KitError where a lock is missing or of
+    another form."""
     _, system, machine = PLATFORMS[target.platform]
     facts = {"sys_platform": system, "platform_machine": machine, "python_full_version": target.python}
     facts["platform_python_implementation"] = "CPython"
-    return tuple(pin for pin in read(target.lock) if _holds(pin.marker, facts))
+    found: dict[str, Pin] = {}
+    for lock in (target.lock, *map(path_of, target.extras)):
+        for pin in read(lock):
+            if _holds(pin.marker, facts):
+                found.setdefault(pin.name, pin)  # in two locks it is of one version
+    return tuple(found.values())
+
+
+def path_of(extra: str) -> str:
+    """The lock of one of EXTRAS, or of the development tools."""
+    return f"env/lock/{extra}.txt"
+
+
+def extras_of(venv: Path) -> list[str]:
+    """Those that a set-up has put into .venv."""
+    return [extra for extra in (DEVELOPMENT, *EXTRAS) if (venv / f"lock-{extra}.txt").exists()]
+
+
+def extras(asked: str) -> tuple[str, ...]:
+    """`ray` as a list with commas. Raises WrongUsage for one that is none."""
+    names = tuple(sorted({name.strip() for name in asked.split(",") if name.strip()}))
+    for name in names:
+        if name not in EXTRAS:
+            raise WrongUsage(f"EXTRA={name}: there is none. There are: {', '.join(EXTRAS)}.", "leave it out")
+    return names
 
 
 def read(lock: str) -> list[Pin]:

@@ -1,4 +1,4 @@
-"""env/lock/*.txt: every package with its version and hashes, for Linux, macOS and the development tools."""
+"""env/lock/*.txt: every package with its version and hashes, for Linux, macOS, the development tools and the extras."""
 
 from __future__ import annotations
 
@@ -39,23 +39,25 @@ def rebuild() -> list[Path]:
     """
     torch = tomllib.loads((ENV / "torch-wheels.toml").read_text(encoding="utf-8"))
     cpu_torch = f"torch=={torch['version']}\n"
-    runtime, development = ENV / "requirements.in", ENV / "requirements-dev.in"
+    runtime = ENV / "requirements.in"
     linux = compile_lock("linux.txt", "Linux on x86_64 and aarch64", [LINUX], [runtime], constraint=cpu_torch)
     linux.write_text(merge_hashes(linux.read_text(), torch["version"], list(torch["sha256"].values())))
     macos = compile_lock("macos.txt", "macOS on arm64", [MACOS], [runtime])
-    # The tools share .venv with the rest, so they take the versions that are pinned there.
-    pins = {
-        f"{pin.name}=={pin.version}{pin.marker and f' ; {pin.marker}'}\n"
-        for lock in (linux, macos)
-        for pin in locks.parse(lock.read_text())
-        if pin.name != "torch"  # its version differs by platform
-    }
-    shared = "".join(sorted(pins))
-    dev = compile_lock("dev.txt", "Lint and tests on both", [LINUX, MACOS], [development], constraint=shared)
-    for lock in (linux, macos, dev):
+    made = [linux, macos]
+    # What comes besides shares .venv with all before it, so it takes the versions that are pinned there.
+    for extra in (locks.DEVELOPMENT, *locks.EXTRAS):
+        pins = {
+            f"{pin.name}=={pin.version}{pin.marker and f' ; {pin.marker}'}\n"
+            for lock in made
+            for pin in locks.parse(lock.read_text())
+            if pin.name != "torch"  # its version differs by platform
+        }
+        source, shared = ENV / f"requirements-{extra}.in", "".join(sorted(pins))
+        made.append(compile_lock(f"{extra}.txt", "Linux and macOS", [LINUX, MACOS], [source], constraint=shared))
+    for lock in made:
         if found := [pin.name for pin in locks.parse(lock.read_text()) if pin.name.startswith(CUDA)]:
             raise KitError(f"{lock.name} holds a CUDA package ({found[0]}).", locks.NEXT)
-    return [linux, macos, dev]
+    return made
 
 
 def compile_lock(name: str, scope: str, environments: list[str], sources: list[Path], constraint: str = "") -> Path:

@@ -7,7 +7,7 @@ is taken has been proved.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -79,6 +79,12 @@ def _tuning(name: str, inside: list[str], sums: Sums) -> tuple[list[Item], str]:
 
 def _wheels(sums: Sums, target: Target) -> list[Item]:
     there = bundle.wheels_in(sums)
+    carried = [
+        extra
+        for extra in locks.EXTRAS
+        if all(set(pin.sha256) & set(there.values()) for pin in locks.pins(replace(target, extras=(extra,))))
+    ]
+    target = replace(target, extras=tuple(carried))
     found, absent = [], []
     for pin in locks.pins(target):
         named = [name for name in there if wheels.package(name)[0] == pin.name and wheels.fits(name, target)]
