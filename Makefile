@@ -122,6 +122,10 @@ chat: $(starter) ## MODEL in the terminal, loaded once; or a turn for each line 
 batch: $(starter) ## Every prompt of a file, with MODEL loaded once; goes on where it stopped
 	@$(python) -m scripts.batch
 
+.PHONY: node
+node: $(starter) ## This machine as a node of a Ray cluster, for RAY=; needs EXTRA=ray
+	@$(python) -m scripts.node
+
 ##@ Prove and measure
 
 .PHONY: verify

@@ -193,6 +193,7 @@ place_of() {
 # The prompts are lent read-only, and of the answers their folder.
 batch() {
   need_starter
+  ! typed RAY || die "RAY=$RAY: the container of a batch has no network." "natively: make batch RAY=$RAY" 2
   typed IN && typed OUT ||
     die "IN (a file of prompts) and OUT (the file for the answers) are both needed." "make docker-batch IN=prompts.txt OUT=answers.jsonl" 2
   [ -f "$IN" ] && [ -r "$IN" ] || die "IN=$IN cannot be read." "make docker-batch IN=prompts.txt OUT=$OUT" 2

@@ -39,6 +39,7 @@ def batch(
     source_file: str | None,
     target_file: str | None,
     order: bool,
+    ray: str | None,
     prepare: bool,
 ) -> None:
     """Complete every prompt of IN, with the model loaded once, and write the answers to OUT.
@@ -49,6 +50,7 @@ def batch(
     \b
     make batch IN=prompts.txt OUT=answers.jsonl
     make batch IN=prompts.jsonl OUT=answers.jsonl METHOD=llamacpp SLOTS=8
+    make batch IN=prompts.jsonl OUT=answers.jsonl METHOD=llamacpp RAY=auto
     """
     dtype, quant = number_formats(context, method, dtype, quant)
     found = registry.find(model)
@@ -63,7 +65,7 @@ def batch(
         raise WrongUsage("IN (a file of prompts) and OUT (the file for the answers) are both needed.", again)
     names = os.environ.get("KIT_IN_NAME") or source_file, os.environ.get("KIT_OUT_NAME") or target_file
     typed = Command("batch", IN=names[0], OUT=names[1])
-    asked = Asked(request, Path(source_file), Path(target_file), slots, order, typed)
+    asked = Asked(request, Path(source_file), Path(target_file), slots, order, typed, ray)
 
     def show_device(chosen: Device) -> None:
         progress.end()
@@ -74,7 +76,7 @@ def batch(
 
     try:
         with progress:
-            said = batching.batch(asked, show_device, progress)
+            said = batching.batch(asked, show_device, progress, progress.note)
     except (KeyboardInterrupt, cli.Ended, KitError) as error:
         if not isinstance(error, WrongUsage) and asked.target.is_file():
             cli.note(f"what is answered is in {names[1]}: the same command goes on")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import files
-from kit.batch import answers, prompts
+from kit.batch import answers, cluster, prompts, spread
 from kit.batch.answers import Answers, Count
 from kit.batch.prompts import Extent, Line
 from kit.engines import generate, imports, memory, threads
@@ -37,6 +37,7 @@ class Asked:
     slots: int
     in_order: bool
     typed: Command
+    ray: str | None = None  # the address of a cluster's head, or auto
 
     @property
     def names(self) -> tuple[str, str]:
@@ -44,7 +45,12 @@ class Asked:
         return self.typed.variables["IN"], self.typed.variables["OUT"]
 
 
-def batch(asked: Asked, on_device: Callable[[Device], None], on_progress: Progress) -> dict[str, Any]:
+def batch(
+    asked: Asked,
+    on_device: Callable[[Device], None],
+    on_progress: Progress,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
     """Answers each line of IN in OUT that is not answered there; the content of reports/batch-*.json.
 
     A line that cannot be answered has its error in its place. Raises KitError as `generate.complete` does, WrongUsage
@@ -61,7 +67,11 @@ def batch(asked: Asked, on_device: Callable[[Device], None], on_progress: Progre
         before = Count(**vars(out.count))
         ran: dict[str, Any] = {}
         if before.done < extent.lines:
-            ran = _answer(asked, extent, out, on_device, on_progress)
+            show = _shown(out, extent, on_progress)
+            if asked.ray:
+                ran = _spread(asked, asked.ray, engine, extent, out, show, on_device, on_note)
+            else:
+                ran = _answer(asked, extent, out, show, on_device, on_progress)
         count = out.count
     return {
         "facts": {**facts.gather(), **ran.pop("facts", {})},
@@ -85,32 +95,67 @@ def settings(asked: Asked, engine: Engine) -> dict[str, Any]:
     return {"model": model, "request": request, "versions": imports.versions(engine.packages)}
 
 
+def _shown(out: Answers, extent: Extent, on_progress: Progress) -> Callable[[], dict[str, float]]:
+    """Shows how far it is, from the first call on; gives the time and the speed since then."""
+    started: list[float] = []
+    before = out.count.tokens
+
+    def show() -> dict[str, float]:
+        started.append(time.perf_counter()) if not started else None
+        seconds, new = time.perf_counter() - started[0], out.count.tokens - before
+        speed = new / seconds if new else 0.0
+        what = f"{out.count.done} of {extent.lines} prompts" + (f", {speed:.0f} tokens/s" if new else "")
+        on_progress(what, out.count.done, extent.lines)
+        return {"answering_s": seconds, "tokens_per_s": speed}
+
+    return show
+
+
 def _answer(
-    asked: Asked, extent: Extent, out: Answers, on_device: Callable[[Device], None], on_progress: Progress
+    asked: Asked,
+    extent: Extent,
+    out: Answers,
+    show: Callable[[], dict[str, float]],
+    on_device: Callable[[Device], None],
+    on_progress: Progress,
 ) -> dict[str, Any]:
     """Loads the model, and answers what is missing."""
     context = min(extent.longest, asked.request.model.context)
     with generate.loaded(asked.request, context, on_device, on_progress, asked.slots) as engine:
-        started, before = time.perf_counter(), out.count.tokens
-
-        def show() -> None:
-            count = out.count
-            what = f"{count.done} of {extent.lines} prompts"
-            if new := count.tokens - before:
-                what += f", {new / (time.perf_counter() - started):.0f} tokens/s"
-            on_progress(what, count.done, extent.lines)
-
-        show()
+        times = show()
         desk = _Desk(out, engine.examined.ends, asked.in_order)
         for place, came in engine.generate_all(desk.requests(prompts.read(asked.source, asked.request)), asked.slots):
             desk.put(place, came.message if isinstance(came, Exception) else came)
-            show()
-        seconds = time.perf_counter() - started
-        return {
-            "facts": {**engine.facts(), "threads": threads.record()},
-            "answering_s": seconds,
-            "tokens_per_s": (out.count.tokens - before) / seconds,
-        }
+            times = show()
+        return {"facts": {**engine.facts(), "threads": threads.record()}, **times}
+
+
+def _spread(
+    asked: Asked,
+    where: str,
+    engine: Engine,
+    extent: Extent,
+    out: Answers,
+    show: Callable[[], dict[str, float]],
+    on_device: Callable[[Device], None],
+    on_note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Lets the nodes of a cluster answer what is missing."""
+    context = min(extent.longest, asked.request.model.context)
+    on_device(engine.device)
+    with cluster.connected(where):
+        for told in cluster.require_nodes(asked.request.model):
+            on_note(f"takes no prompt: {told}")
+        on_note(f"nodes that take prompts: {', '.join(cluster.names(asked.request.model))}")
+        times = show()
+        source = asked.source.resolve()
+        for line, came in spread.answers(
+            source, asked.request, asked.slots, context, asked.in_order, out.has, extent.numbers
+        ):
+            if not out.has(line.number):
+                out.write(line, came, engine.examined.ends)
+            times = show()
+        return {"nodes": cluster.names(asked.request.model), **times}
 
 
 class _Desk:
