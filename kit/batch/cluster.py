@@ -104,7 +104,7 @@ def set_environment(on_loopback: bool) -> None:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(TOKEN),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",
         # A driver whose head is gone ends so much later.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
         # Workers import this clone's kit.
@@ -157,7 +157,9 @@ def prepare(head: str | None, listen: str, port: int) -> Node:
     """Settles where a node is reached. Raises WrongUsage where it would open more than was typed, KitError for a Mac in
     a cluster, a head that does not answer, or a token that it does not take."""
     everywhere = listen in ("0.0.0.0", "::")
-    host = (address.of_this_machine() or LOOPBACK) if everywhere else listen
+    host = address.of_this_machine() if everywhere else listen
+    if host is None:
+        raise KitError("this machine has no address in a network.", Command("node"), ", for itself alone")
     if sys.platform == "darwin" and (head or host != LOOPBACK):
         raise KitError(
             "Ray lets no Mac join a cluster.",
@@ -309,7 +311,7 @@ def require_nodes(model: Model) -> list[str]:
     told = []
     for node in others:
         where = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        ask = ray.remote(num_cpus=0, max_retries=0)(_proof).options(  # type: ignore[attr-defined]
+        ask = ray.remote(num_cpus=0, max_retries=0)(_proof).options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         )
         try:
