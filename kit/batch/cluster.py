@@ -105,6 +105,7 @@ def set_environment(on_loopback: bool) -> None:
         "RAY_AUTH_TOKEN_PATH": str(TOKEN),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_raylet_start_wait_time_s": "120",  # on a machine with other work, 30 is too short
         # A driver whose head is gone ends so much later.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
         # Workers import this clone's kit.
