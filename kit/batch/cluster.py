@@ -34,6 +34,7 @@ PORT = 6379  # Ray's own
 TOKEN = ROOT / ".ray-token"
 LOOPBACK = "127.0.0.1"
 STORE = 200_000_000  # bytes of shared memory: what is on its way is text
+AS_STARTED = "KIT_NODE_PROOF"
 SECONDS = 3.0  # for an answer of the head
 
 
@@ -228,6 +229,7 @@ def require_head(target: str) -> None:
 def running(node: Node) -> Iterator[subprocess.Popen[str]]:
     """Ray's processes for the node, and gone behind the block. Its files lie in a folder that only this user reads."""
     set_environment(node.on_loopback)
+    os.environ[AS_STARTED] = json.dumps(asdict(proof()))
     with tempfile.TemporaryDirectory(prefix="kit-ray-") as folder:
         command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
         command += ["--include-log-monitor=false", f"--node-ip-address={node.host}", f"--object-store-memory={STORE}"]
@@ -339,4 +341,6 @@ def names(model: Model) -> list[str]:
 
 
 def _proof() -> dict[str, Any]:
-    return asdict(proof())
+    """On a node: what it was when it was started, whatever has become of its clone since."""
+    found: dict[str, Any] = json.loads(os.environ[AS_STARTED])
+    return found
