@@ -171,6 +171,7 @@ def prepare(head: str | None, listen: str, port: int) -> Node:
         )
     require_ray()
     if head is None:
+        address.require_port(host, port, "node")
         make_token()
         return Node(host, port, None)
     target = with_port(head)

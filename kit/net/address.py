@@ -1,9 +1,11 @@
-"""The addresses under which other machines reach this one."""
+"""The addresses and ports under which this machine is reached."""
 
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
+
+from kit.errors import Command, KitError, WrongUsage
 
 # The first is nobody's (RFC 5737): a route to it is the default route. The others are what a room's router without one,
 # or a bare switch, gives. Nothing is sent to any of them.
@@ -20,3 +22,24 @@ def of_this_machine() -> str | None:
             if not address.startswith("127."):
                 return address
     return None
+
+
+def require_port(host: str, port: int, verb: str) -> None:
+    """Raises KitError where nobody can listen there; `verb` takes a PORT. llama.cpp itself would share a port with
+    another program, and Ray complains of something else."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with closing(socket.socket(family)) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    except OverflowError as error:
+        raise WrongUsage(f"PORT={port} is no port.", Command(verb)) from error
+    except OSError as error:
+        other = port + 1 if 1024 <= port < 65535 else 8080
+        raise KitError(
+            f"nothing can listen on {host}:{port}: {error.strerror or error}.",
+            "another port: ",
+            Command(verb, PORT=other),
+            "; LISTEN= is an address of this machine, or 0.0.0.0 for all",
+        ) from error

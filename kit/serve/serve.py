@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from kit.engines import memory
 from kit.engines.llama_server import STEP, Listening, LlamaServer
 from kit.engines.llamacpp_engine import LlamacppEngine
 from kit.environment.machine import Machine
-from kit.errors import Command, KitError, WrongUsage, keep_secret
+from kit.errors import Command, WrongUsage, keep_secret
 from kit.files import Progress, silent
 from kit.models import folder as model_folder
 from kit.models import licence
@@ -94,29 +93,9 @@ def key() -> str:
 
 def start(ready: Ready, host: str, port: int, secret: str) -> LlamaServer:
     """Loads the model and listens. Raises KitError where it cannot: the port is looked at before anything is loaded."""
-    require_port(host, port)
+    address.require_port(host, port, "serve")
     listening = Listening(host, port, secret, ready.model.name, PAGE, about(ready))
     return ready.engine.listen(ready.context, ready.slots, listening)
-
-
-def require_port(host: str, port: int) -> None:
-    """Raises KitError where nobody can listen there. llama.cpp itself would share a port with another program."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with closing(socket.socket(family)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            probe.listen(1)
-    except OverflowError as error:
-        raise WrongUsage(f"PORT={port} is no port.", Command("serve")) from error
-    except OSError as error:
-        other = port + 1 if 1024 <= port < 65535 else 8080
-        raise KitError(
-            f"nothing can listen on {host}:{port}: {error.strerror or error}.",
-            "another port: ",
-            Command("serve", PORT=other),
-            "; LISTEN= is an address of this machine, or 0.0.0.0 for all",
-        ) from error
 
 
 def about(ready: Ready) -> dict[str, Any]:
