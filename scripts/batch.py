@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -74,9 +74,14 @@ def batch(
         if slots > 1:
             cli.note(f"note: {slots} prompts at a time round otherwise than one: now and then a text goes another way")
 
+    def lost(error: KitError) -> NoReturn:
+        progress.end()
+        cli.note(f"what is answered is in {names[1]}: the same command goes on")
+        os._exit(cli.say_error(error))
+
     try:
         with progress:
-            said = batching.batch(asked, show_device, progress, progress.note)
+            said = batching.batch(asked, show_device, progress, progress.note, lost)
     except (KeyboardInterrupt, cli.Ended, KitError) as error:
         if not isinstance(error, WrongUsage) and asked.target.is_file():
             cli.note(f"what is answered is in {names[1]}: the same command goes on")

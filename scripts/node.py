@@ -59,7 +59,7 @@ def told(asked: cluster.Node) -> list[str]:
         ]
     return [
         *lines,
-        f"Ray listens on all networks of this machine, port {asked.port} and others above 1024; all that goes over them",
+        f"Ray listens on all networks of this machine, port {asked.port} and others above 1024; what goes over them",
         f"can be read. Whoever has {cluster.TOKEN.name} can run any program on every node: give it to nobody else.",
         "Ctrl-C ends it",
     ]

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kit import files
 from kit.batch import answers, cluster, prompts, spread
@@ -19,7 +19,7 @@ from kit.engines.devices import Device
 from kit.engines.engine import Engine, Generated
 from kit.engines.request import Request
 from kit.environment import facts
-from kit.errors import Command, WrongUsage
+from kit.errors import Command, KitError, WrongUsage
 from kit.files import Progress
 
 # What of the request decides every answer, beside model, device and number format.
@@ -49,7 +49,8 @@ def batch(
     asked: Asked,
     on_device: Callable[[Device], None],
     on_progress: Progress,
-    on_note: Callable[[str], None] = lambda text: None,
+    on_note: Callable[[str], None],
+    on_lost: Callable[[KitError], NoReturn],
 ) -> dict[str, Any]:
     """Answers each line of IN in OUT that is not answered there; the content of reports/batch-*.json.
 
@@ -69,7 +70,7 @@ def batch(
         if before.done < extent.lines:
             show = _shown(out, extent, on_progress)
             if asked.ray:
-                ran = _spread(asked, asked.ray, engine, extent, out, show, on_device, on_note)
+                ran = _spread(asked, asked.ray, engine, extent, out, show, on_device, on_note, on_lost)
             else:
                 ran = _answer(asked, extent, out, show, on_device, on_progress)
         count = out.count
@@ -139,11 +140,12 @@ def _spread(
     show: Callable[[], dict[str, float]],
     on_device: Callable[[Device], None],
     on_note: Callable[[str], None],
+    on_lost: Callable[[KitError], NoReturn],
 ) -> dict[str, Any]:
     """Lets the nodes of a cluster answer what is missing."""
     context = min(extent.longest, asked.request.model.context)
     on_device(engine.device)
-    with cluster.connected(where):
+    with cluster.connected(where, on_lost):
         for told in cluster.require_nodes(asked.request.model):
             on_note(f"takes no prompt: {told}")
         on_note(f"nodes that take prompts: {', '.join(cluster.names(asked.request.model))}")

@@ -15,12 +15,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from kit.engines.llama_server import NativeLog
 from kit.environment import facts
 from kit.environment import lock as locks
 from kit.errors import Command, KitError, WrongUsage, keep_secret
@@ -268,9 +270,10 @@ def wait_until_up(child: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def connected(where: str) -> Iterator[None]:
+def connected(where: str, on_lost: Callable[[KitError], NoReturn]) -> Iterator[None]:
     """Within this Ray is at work: `auto` is the node of this machine, or where there is none one for the block; else it
-    is the head's address. Raises KitError within seconds where that does not answer, or not to this token."""
+    is the head's address. Raises KitError within seconds where that does not answer, or not to this token. `on_lost`
+    ends the process where the head is gone: Ray would do it some seconds later, without a word, and hears nothing."""
     require_ray()
     target = f"{LOOPBACK}:{PORT}" if where == "auto" else with_port(where)
     alone = where == "auto" and not _answers(target)
@@ -288,11 +291,33 @@ def connected(where: str) -> Iterator[None]:
         if alone:
             given = {"address": "local", "include_dashboard": False, "_node_ip_address": LOOPBACK, "_temp_dir": folder}
             given |= {"resources": offers(), "object_store_memory": STORE}
-        ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **given)
+        # What Ray tells of its own work, natively and about tasks that it does again: no step for a person in it.
+        told = NativeLog().start()
+        worker: Any = ray._private.worker
+        worker.print_to_stdstream = lambda *_, **__: None
         try:
-            yield
+            ray.init(log_to_driver=False, logging_level="ERROR", **given)
+            with nullcontext() if alone else _watched(target, on_lost):
+                yield
         finally:
             ray.shutdown()
+            told.close()
+
+
+@contextmanager
+def _watched(target: str, on_lost: Callable[[KitError], NoReturn]) -> Iterator[None]:
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(1.0):
+            if not _answers(target):
+                on_lost(KitError(f"the head at {target} is gone.", "start it again, then the same command"))
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _answers(target: str) -> bool:
