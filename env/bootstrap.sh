@@ -46,7 +46,8 @@ asked=
 case " ${KIT_TYPED:-} " in *" EXTRA "*) asked=$(printf '%s' "${EXTRA:-}" | tr ',' ' ') ;; esac
 extras= choice=
 for file in env/lock/*.txt; do
-  name=$(basename "$file" .txt)
+  name=${file##*/}
+  name=${name%.txt}
   case $name in linux | macos) continue ;; dev) ;; *) choice="$choice $name" ;; esac
   case " ${1:-} $asked " in *" $name "*) extras="$extras $name" && continue ;; esac
   [ ! -f ".venv/lock-$name.txt" ] || extras="$extras $name"

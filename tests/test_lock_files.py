@@ -12,7 +12,7 @@ from kit.errors import KitError
 from kit.paths import ROOT
 
 LOCK = ROOT / "env" / "lock"
-NAMES = ("linux.txt", "macos.txt", "dev.txt")
+NAMES = ("linux.txt", "macos.txt", "dev.txt", "ray.txt")
 HASHES = r"((?: ?\\\n    --hash=sha256:[0-9a-f]{64})+)"
 ENTRY = re.compile(r"^([a-z0-9._-]+)==([^\s;]+)(?: ; [^\\\n]+)?" + HASHES + "$", re.MULTILINE)
 
@@ -59,20 +59,28 @@ def test_both_platforms_have_the_same_packages():
 
 
 def test_the_tools_take_the_versions_that_are_pinned_for_the_rest():
-    runtime = {package: version for name in NAMES[:2] for package, version, *_ in entries(name)}
-    for package, version, *_ in entries("dev.txt"):
-        assert runtime.get(package, version) == version
+    runtime: dict[str, list[str]] = {}
+    for package, version, *_ in (entry for name in NAMES[:2] for entry in entries(name)):
+        runtime.setdefault(package, []).append(version)
+    for name in NAMES[2:]:
+        for package, version, *_ in entries(name):
+            assert version in runtime.get(package, [version])
 
 
 @pytest.mark.parametrize(
-    ("source", "locks"), [("requirements.in", ["linux.txt", "macos.txt"]), ("requirements-dev.in", ["dev.txt"])]
+    ("source", "locks"),
+    [
+        ("requirements.in", ["linux.txt", "macos.txt"]),
+        ("requirements-dev.in", ["dev.txt"]),
+        ("requirements-ray.in", ["ray.txt"]),
+    ],
 )
 def test_each_direct_dependency_has_one_reason_and_is_in_its_lock(source, locks):
     lines = [line for line in (ROOT / "env" / source).read_text().splitlines() if line and not line.startswith("#")]
     for line in lines:
         requirement, _, reason = line.partition("#")
         assert len(reason) > 10, line
-        package, version = requirement.strip().split("==")
+        package, version = re.sub(r"\[.*]", "", requirement.strip()).split("==")
         for lock in locks:
             pins = {(name, pinned.split("+")[0]) for name, pinned, *_ in entries(lock)}
             assert (package.lower().replace("_", "-"), version) in pins

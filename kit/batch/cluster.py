@@ -173,7 +173,7 @@ def prepare(head: str | None, listen: str, port: int) -> Node:
         )
     require_ray()
     if head is None:
-        address.require_port(host, port, "node")
+        address.require_port(host, port, lambda other: Command("node", PORT=other))
         make_token()
         return Node(host, port, None)
     target = with_port(head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import closing, suppress
 
 from kit.errors import Command, KitError, WrongUsage
@@ -24,9 +25,9 @@ def of_this_machine() -> str | None:
     return None
 
 
-def require_port(host: str, port: int, verb: str) -> None:
-    """Raises KitError where nobody can listen there; `verb` takes a PORT. llama.cpp itself would share a port with
-    another program, and Ray complains of something else."""
+def require_port(host: str, port: int, again: Callable[[int], Command]) -> None:
+    """Raises KitError where nobody can listen there; `again` is what to type for another port. llama.cpp itself would
+    share a port with another program, and Ray complains of something else."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with closing(socket.socket(family)) as probe:
@@ -34,12 +35,12 @@ def require_port(host: str, port: int, verb: str) -> None:
             probe.bind((host, port))
             probe.listen(1)
     except OverflowError as error:
-        raise WrongUsage(f"PORT={port} is no port.", Command(verb)) from error
+        raise WrongUsage(f"PORT={port} is no port.", again(8080)) from error
     except OSError as error:
         other = port + 1 if 1024 <= port < 65535 else 8080
         raise KitError(
             f"nothing can listen on {host}:{port}: {error.strerror or error}.",
             "another port: ",
-            Command(verb, PORT=other),
+            again(other),
             "; LISTEN= is an address of this machine, or 0.0.0.0 for all",
         ) from error

@@ -93,7 +93,7 @@ def key() -> str:
 
 def start(ready: Ready, host: str, port: int, secret: str) -> LlamaServer:
     """Loads the model and listens. Raises KitError where it cannot: the port is looked at before anything is loaded."""
-    address.require_port(host, port, "serve")
+    address.require_port(host, port, lambda other: Command("serve", PORT=other))
     listening = Listening(host, port, secret, ready.model.name, PAGE, about(ready))
     return ready.engine.listen(ready.context, ready.slots, listening)
 
