@@ -10,7 +10,7 @@ import click
 
 from kit import paths, reports
 from kit.batch import batch as batching
-from kit.batch.batch import Asked
+from kit.batch.batch import Asked, Listener
 from kit.engines import generate
 from kit.engines.devices import Device
 from kit.engines.request import Request
@@ -81,7 +81,7 @@ def batch(
 
     try:
         with progress:
-            said = batching.batch(asked, show_device, progress, progress.note, lost)
+            said = batching.batch(asked, Listener(show_device, progress, progress.note, lost))
     except (KeyboardInterrupt, cli.Ended, KitError) as error:
         if not isinstance(error, WrongUsage) and asked.target.is_file():
             cli.note(f"what is answered is in {names[1]}: the same command goes on")

@@ -441,7 +441,7 @@ def test_too_many_slots_for_the_memory_are_refused_before_anything_is_loaded(wri
     target = tmp_path / "out.jsonl"
     wanted = batch.Asked(asked, written({"prompt": "a", "max_tokens": 8000}), target, 64, False, TYPED)
     with pytest.raises(KitError, match=r"with 64 slots of 8001 tokens needs [\d.]+ GB of memory, and 0.30") as error:
-        batch.batch(wanted, lambda device: None, files.silent, print, sys.exit)
+        batch.batch(wanted, batch.Listener(print, files.silent, print, sys.exit))
     assert error.value.hint[0] == Command("batch", SLOTS=1)
 
 

@@ -45,13 +45,18 @@ class Asked:
         return self.typed.variables["IN"], self.typed.variables["OUT"]
 
 
-def batch(
-    asked: Asked,
-    on_device: Callable[[Device], None],
-    on_progress: Progress,
-    on_note: Callable[[str], None],
-    on_lost: Callable[[KitError], NoReturn],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Listener:
+    """Who is told of a batch: the `device` before the weights are read, how far it is, what a person has to know of a
+    cluster; `lost` ends the process where the cluster's head is gone."""
+
+    device: Callable[[Device], None]
+    progress: Progress
+    note: Callable[[str], None]
+    lost: Callable[[KitError], NoReturn]
+
+
+def batch(asked: Asked, listener: Listener) -> dict[str, Any]:
     """Answers each line of IN in OUT that is not answered there; the content of reports/batch-*.json.
 
     A line that cannot be answered has its error in its place. Raises KitError as `generate.complete` does, WrongUsage
@@ -61,18 +66,15 @@ def batch(
     if asked.target.exists() and asked.source.exists() and asked.target.samefile(asked.source):
         raise WrongUsage("IN and OUT are the same file.", Command("batch", IN=asked.names[0], OUT="answers.jsonl"))
     engine = generate.prepared(asked.request)
-    extent = prompts.look_through(asked.source, asked.request, on_progress)
+    extent = prompts.look_through(asked.source, asked.request, listener.progress)
     decides = settings(asked, engine)
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     with answers.opened(asked.target, extent, digest, asked.typed) as out:
         before = Count(**vars(out.count))
         ran: dict[str, Any] = {}
         if before.done < extent.lines:
-            show = _shown(out, extent, on_progress)
-            if asked.ray:
-                ran = _spread(asked, asked.ray, engine, extent, out, show, on_device, on_note, on_lost)
-            else:
-                ran = _answer(asked, extent, out, show, on_device, on_progress)
+            show = _shown(out, extent, listener.progress)
+            ran = (_spread if asked.ray else _answer)(asked, engine, extent, out, show, listener)
         count = out.count
     return {
         "facts": {**facts.gather(), **ran.pop("facts", {})},
@@ -113,16 +115,11 @@ def _shown(out: Answers, extent: Extent, on_progress: Progress) -> Callable[[], 
 
 
 def _answer(
-    asked: Asked,
-    extent: Extent,
-    out: Answers,
-    show: Callable[[], dict[str, float]],
-    on_device: Callable[[Device], None],
-    on_progress: Progress,
+    asked: Asked, engine: Engine, extent: Extent, out: Answers, show: Callable[[], dict[str, float]], listener: Listener
 ) -> dict[str, Any]:
     """Loads the model, and answers what is missing."""
     context = min(extent.longest, asked.request.model.context)
-    with generate.loaded(asked.request, context, on_device, on_progress, asked.slots) as engine:
+    with generate.loaded(asked.request, context, listener.device, listener.progress, asked.slots) as engine:
         times = show()
         desk = _Desk(out, engine.examined.ends, asked.in_order)
         for place, came in engine.generate_all(desk.requests(prompts.read(asked.source, asked.request)), asked.slots):
@@ -132,23 +129,15 @@ def _answer(
 
 
 def _spread(
-    asked: Asked,
-    where: str,
-    engine: Engine,
-    extent: Extent,
-    out: Answers,
-    show: Callable[[], dict[str, float]],
-    on_device: Callable[[Device], None],
-    on_note: Callable[[str], None],
-    on_lost: Callable[[KitError], NoReturn],
+    asked: Asked, engine: Engine, extent: Extent, out: Answers, show: Callable[[], dict[str, float]], listener: Listener
 ) -> dict[str, Any]:
     """Lets the nodes of a cluster answer what is missing."""
     context = min(extent.longest, asked.request.model.context)
-    on_device(engine.device)
-    with cluster.connected(where, on_lost):
+    listener.device(engine.device)
+    with cluster.connected(asked.ray or "auto", listener.lost):
         for told in cluster.require_nodes(asked.request.model):
-            on_note(f"takes no prompt: {told}")
-        on_note(f"nodes that take prompts: {', '.join(cluster.names(asked.request.model))}")
+            listener.note(f"takes no prompt: {told}")
+        listener.note(f"nodes that take prompts: {', '.join(cluster.names(asked.request.model))}")
         times = show()
         source = asked.source.resolve()
         for line, came in spread.answers(
@@ -166,24 +155,26 @@ class _Desk:
 
     def __init__(self, out: Answers, ends: tuple[int, ...], in_order: bool) -> None:
         self._out, self._ends, self._in_order = out, ends, in_order
-        self._asked: list[int] = []
+        self._asked: dict[int, int] = {}  # the line of a request, by its place among them
         self._waiting: dict[int, tuple[Line, Generated | str | None]] = {}  # by the line's number, in the order of IN
 
     def requests(self, lines: Iterator[Line]) -> Iterator[Request]:
         """What the engine is asked; it is read as far as the engine works ahead."""
+        place = 0
         for line in lines:
             if self._out.has(line.number):
                 continue
             self._waiting[line.number] = line, None
             if line.request:
-                self._asked.append(line.number)
+                self._asked[place] = line.number
+                place += 1
                 yield line.request
             else:
                 self._settle(line.number, line.error)
 
     def put(self, place: int, came: Generated | str) -> None:
         """What came of the request at a place among those that were asked."""
-        self._settle(self._asked[place], came)
+        self._settle(self._asked.pop(place), came)
 
     def _settle(self, number: int, came: Generated | str) -> None:
         line, _ = self._waiting[number]
