@@ -187,6 +187,10 @@ GROUPS = {
 }
 
 
+# Those that take longest, in minutes: begun last, they would keep one worker at work alone.
+FIRST = ("test_tuning_page", "test_cluster", "test_tune")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where tests go by group (make test-slow), a group stays on one worker, so that what it shares is made once.
 
@@ -205,6 +209,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
     marked = [item for item in items if item.get_closest_marker("mps")]
     obstacle = devices.mps_obstacle(machine.this(), torch_engine.obstacle) if marked else None
     for item in marked:
