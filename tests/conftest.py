@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ import pytest
 # for each other, and a replay of 5 s takes a minute.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Begun in a shell's background; what tests start would never hear Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from kit import paths, settings
 from kit.engines import devices, threads, torch_engine

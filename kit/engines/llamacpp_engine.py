@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
@@ -150,22 +150,27 @@ class LlamacppEngine(Engine):
         return Generated(prompt_ids, token_ids, whole, first_at, first_tokens, last_at)
 
     def generate_all(self, requests: Iterable[Request], slots: int) -> Iterator[tuple[int, Generated | KitError]]:
-        idle = deque(range(slots))
-        busy: dict[Future[Generated | KitError], tuple[int, int]] = {}
+        numbers, own = iter(range(slots)), threading.local()
+
+        def begin() -> None:
+            own.slot = next(numbers)
+
+        def answer(request: Request) -> Generated | KitError:
+            return self._answered(request, own.slot)
+
+        busy: dict[Future[Generated | KitError], int] = {}
         waiting = enumerate(requests)
-        pool = ThreadPoolExecutor(slots)
+        pool = ThreadPoolExecutor(slots, initializer=begin)
         try:
             while True:
-                while idle and (following := next(waiting, None)):
+                # One more for each slot, which then waits for nobody who reads answers.
+                while len(busy) < 2 * slots and (following := next(waiting, None)):
                     place, request = following
-                    slot = idle.popleft()
-                    busy[pool.submit(self._answered, request, slot)] = place, slot
+                    busy[pool.submit(answer, request)] = place
                 if not busy:
                     return
                 for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                    place, slot = busy.pop(future)
-                    idle.append(slot)
-                    yield place, future.result()
+                    yield busy.pop(future), future.result()
         finally:
             if busy:
                 self.server.hang_up()
