@@ -46,7 +46,7 @@ def answers(
         fn_constructor_args=(asked.model.name, _settings(asked), slots, context),
         batch_size=slots * AT_ONCE,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=NODES),
+        compute=ActorPoolStrategy(min_size=len(cluster.names(asked.model)), max_size=NODES),
         num_cpus=0,
         resources={cluster.proof().resource: 1, cluster.model_resource(asked.model): 0.0001},
         zero_copy_batch=True,
