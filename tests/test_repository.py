@@ -167,7 +167,7 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run():
     assert ".ci/run" in workflow
     script = (ROOT / ".ci" / "run").read_text()
     assert re.findall(r"^ *make (\S+)", script, re.MULTILINE) == [
-        *("lint", "test", "test-as-mac", "test-as-arm", "test-slow", "docker-test")
+        *("lint", "test", "test-as-mac", "test-as-arm", "setup", "test-slow", "docker-test")
     ]
     assert "REQUIRE_DOCKER=1" in script
 
@@ -175,7 +175,10 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run():
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
-    *(f"docs/{name}.md" for name in ("troubleshooting", "measurements", "workshop", "bench", "tuning")),
+    *(
+        f"docs/{name}.md"
+        for name in ("troubleshooting", "measurements", "workshop", "bench", "tuning", "serving", "batches")
+    ),
 ]
 
 
