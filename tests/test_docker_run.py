@@ -506,6 +506,32 @@ def test_a_text_of_this_machine_is_tuned_on_in_the_container_and_the_model_runs_
     assert "DATA=none.txt cannot be read." in missing.err
 
 
+def test_a_batch_of_the_container_goes_on_natively(make, tmp_path):
+    source, target = tmp_path / "my prompts.txt", tmp_path / "out" / "answers.jsonl"
+    target.parent.mkdir()
+    source.write_text("The capital of France is\nOnce upon a time\nTwo and two")
+    words = (f"IN={source}", f"OUT={target}", "METHOD=llamacpp", "MAX_NEW_TOKENS=4")
+    done = make("docker-batch", *words)
+    assert done.status == 0, done.err
+    assert "3 of 3 prompts answered, 12 tokens" in done.err
+    assert target.stat().st_uid == os.getuid()
+    whole = target.read_text().splitlines()
+    assert [json.loads(line)["response"]["body"]["choices"][0]["text"] for line in whole][0] == " Paris.\n\n"
+    target.write_text("\n".join(whole[:2]) + "\n" + whole[2][:50])
+    again = make("batch", *words)
+    assert again.status == 0, again.err
+    assert "3 of 3 prompts answered, 2 of them before" in again.err
+    ids = [[json.loads(line)["id"] for line in lines] for lines in (whole, target.read_text().splitlines())]
+    assert ids[0] == ids[1]
+    missing = make("docker-batch", "IN=none.txt", f"OUT={target}")
+    assert missing.status == 2
+    assert "IN=none.txt cannot be read." in missing.err
+    mixed = make("docker-batch", *words[:3], "MAX_NEW_TOKENS=5")
+    assert mixed.status == 2
+    assert f"OUT={target} is not written to" in mixed.err
+    assert f"make docker-batch IN='{source}' OUT={target.with_name('answers-2.jsonl')}" in mixed.err
+
+
 def test_a_model_is_served_on_this_machine_alone_and_goes_with_its_container(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -95,7 +95,9 @@ def settings(asked: Asked, engine: Engine) -> dict[str, Any]:
     request = {name: getattr(asked.request, name) for name in DECIDING}
     request |= {"device": engine.device.name, **engine.number_formats, "slots": asked.slots, "order": asked.in_order}
     model = asked.request.model.identity()
-    return {"model": model, "request": request, "versions": imports.versions(engine.packages)}
+    versions = imports.versions(engine.packages)
+    del versions["python"]  # the container's may be another, and computes nothing
+    return {"model": model, "request": request, "versions": versions}
 
 
 def _shown(out: Answers, extent: Extent, on_progress: Progress) -> Callable[[], dict[str, float]]:
