@@ -57,6 +57,8 @@ VERBS = [
     ["serve", "--context", "9000"],
     ["chat", "--context", "9000"],
     ["batch"],
+    ["node", "--head", "10.0.0.1"],
+    ["sbom"],
     ["compare"],
     ["readiness"],
     ["unbundle"],
