@@ -43,7 +43,7 @@ typed-names := $(foreach name,$(.VARIABLES),$(if $(findstring command,$(origin $
 unknown := $(filter-out $(known) -%,$(typed-names))
 ifneq ($(unknown),)
 nearest := $(filter $(known),$(shell echo $(unknown) | tr 'a-z-' 'A-Z_'))
-$(error no verb has a variable $(unknown)$(if $(nearest), (it is $(nearest))): README.md lists them)
+$(error no verb has a variable $(unknown)$(if $(nearest), (it is $(nearest))): docs/verbs.md lists them)
 endif
 
 starter := models/starter/.verified.json

@@ -20,7 +20,7 @@ FOR_MESSAGES = ("KIT_TYPED", "KIT_PROMPT_NAME", "KIT_DATA_NAME", "KIT_IN_NAME", 
 @click.command()
 @click.option("--check", is_flag=True, help="Change nothing; fail where something is not as the table has it.")
 def variables(check: bool) -> None:
-    """Write .env.example, and the parts of docker-compose.yml and README.md that list variables."""
+    """Write .env.example, and the parts of docker-compose.yml and docs/verbs.md that list variables."""
     behind = {path: text for path, text in written().items() if path.read_text(encoding="utf-8") != text}
     if check and behind:
         names = ", ".join(str(path.relative_to(ROOT)) for path in behind)
@@ -32,11 +32,11 @@ def variables(check: bool) -> None:
 
 def written() -> dict[Path, str]:
     """Each file, as it should be."""
-    compose, readme = ROOT / "docker-compose.yml", ROOT / "README.md"
+    compose, verbs = ROOT / "docker-compose.yml", ROOT / "docs" / "verbs.md"
     return {
         ROOT / ".env.example": example(),
         compose: environment(compose.read_text(encoding="utf-8")),
-        readme: table(readme.read_text(encoding="utf-8")),
+        verbs: table(verbs.read_text(encoding="utf-8")),
     }
 
 
@@ -62,15 +62,15 @@ def environment(compose: str) -> str:
     return re.sub(r"(?<=^x-settings: &settings\n)(  - .*\n)+", lambda _: lines, compose, count=1, flags=re.MULTILINE)
 
 
-def table(readme: str) -> str:
-    """README.md with the variables of each verb that has a row of its own."""
+def table(page: str) -> str:
+    """docs/verbs.md with the variables of each verb that has a row of its own."""
 
     def row(found: re.Match[str]) -> str:
         names = " ".join(variable.name for variable in settings.taken_by(found["verb"]))
         return f"{found['head']}(`{names}`){found['tail']}"
 
     form = r"^(?P<head>\| `make (?P<verb>[a-z-]+)` \|.*)\(`[A-Z][A-Z_ 0-9]*`\)(?P<tail>.* \|)$"
-    return re.sub(form, row, readme, flags=re.MULTILINE)
+    return re.sub(form, row, page, flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

@@ -231,9 +231,8 @@ def test_a_run_has_no_network_no_token_no_privilege_and_nothing_to_write_to():
     assert "init" in first
 
 
-def test_by_hand_as_the_readme_shows_it():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## In a container") :]
+def test_by_hand_as_the_page_shows_it():
+    section = (ROOT / "docs" / "container.md").read_text(encoding="utf-8")
     _, block, _ = section[section.index("By hand") :].split("```", 2)
     lines = block.removeprefix("sh\n").strip().splitlines()
     assert any(line.startswith("docker compose run") for line in lines)

@@ -137,7 +137,7 @@ def test_purge_leaves_another_folders_models(tmp_path, kit_copy, cdpath, command
     [
         ("prompt=hello", "no verb has a variable prompt (it is PROMPT)"),
         ("max-new-tokens=3", "no verb has a variable max-new-tokens (it is MAX_NEW_TOKENS)"),
-        ("PROMT=hello", "no verb has a variable PROMT: README.md lists them"),
+        ("PROMT=hello", "no verb has a variable PROMT: docs/verbs.md lists them"),
     ],
 )
 def test_a_variable_that_no_verb_knows_is_named_where_it_is_typed(make, word, says):

@@ -1,4 +1,4 @@
-"""The README's and CONTRIBUTING's commands do what they say; those that are not run say why, in a comment."""
+"""The commands of the README and of the pages behind it do what they say; those that are not run say why."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ from tests.conftest import run_command
 BLOCK = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n)?```sh\n(?P<commands>.+?)```", re.DOTALL)
 
 
+PAGES = ["README.md", "CONTRIBUTING.md"]
+PAGES += [
+    f"docs/{name}.md" for name in ("running", "llama", "proving", "container", "offline", "verbs", "how-it-works")
+]
+
+
 def commands() -> list[str]:
     """Every line of a block that is run, in order."""
     found = []
-    for page in ("README.md", "CONTRIBUTING.md"):
+    for page in PAGES:
         for block in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
             # What follows from a tuning is one story, in a clone of its own (test_tuning_page.py).
             if not block["reason"] and "make tune" not in block["commands"]:
@@ -30,10 +36,10 @@ MUCH_TO_COMPUTE = ("make verify", "make run", "make -s run", "make doctor", "ech
 
 def test_there_are_commands_and_each_block_that_is_not_run_says_why():
     assert len(commands()) > 8
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text.count("```sh") == len(BLOCK.findall(text))
-    assert "make run" in text
-    assert "make test" in text
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert text.count("```sh") == len(BLOCK.findall(text)), page
+    assert {"make run", "make test"} <= set((ROOT / "README.md").read_text(encoding="utf-8").splitlines())
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ def test_the_command_works_as_it_stands(command):
 
 
 def test_the_verbs_of_the_table_are_those_of_make():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "verbs.md").read_text(encoding="utf-8")
     table = text[text.index("| verb |") : text.index("`make` alone")]
     listed = set(re.findall(r"^  make (\S+)", run_command(["make", "help"]).out, re.MULTILINE))
     assert set(re.findall(r"`make ([a-z-]+)`", table)) == listed - {"help"}
@@ -64,9 +70,9 @@ def test_the_answer_in_the_readme_is_the_one_that_a_run_gives():
     assert done.out[:200] in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_proof_in_the_readme_is_held_to_todays_tolerances():
+def test_the_proof_that_is_shown_is_held_to_todays_tolerances():
     shown = re.findall(
-        r"^ok +(float32|bfloat16) .+ \((\S+) and (\S+) allowed\)", (ROOT / "README.md").read_text(), re.M
+        r"^ok +(float32|bfloat16) .+ \((\S+) and (\S+) allowed\)", (ROOT / "docs" / "proving.md").read_text(), re.M
     )
     assert shown
     for dtype, mean, largest in shown:

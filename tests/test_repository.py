@@ -172,14 +172,7 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run():
     assert "REQUIRE_DOCKER=1" in script
 
 
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    *(
-        f"docs/{name}.md"
-        for name in ("troubleshooting", "measurements", "workshop", "bench", "tuning", "serving", "batches")
-    ),
-]
+PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -195,3 +188,23 @@ def test_every_make_target_that_a_page_names_exists(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"`make (?:-s )?([a-z][a-z-]+)", (ROOT / page).read_text()))
     assert named <= targets
+
+
+def test_each_page_is_in_the_index():
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert {f"]({path.name})" for path in ROOT.glob("docs/*.md") if path.name != "index.md"} <= set(
+        re.findall(r"\]\([^)]+\)", index)
+    )
+
+
+def test_each_picture_is_small_stands_in_a_page_and_says_what_it_shows():
+    shown = {}
+    for page in PAGES:
+        for words, target in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", (ROOT / page).read_text()):
+            shown[((ROOT / page).parent / target).resolve()] = words
+    pictures = set(ROOT.glob("docs/*.png"))
+    assert pictures
+    assert pictures <= set(shown)
+    for path, words in shown.items():
+        assert len(words) > 20, path
+        assert path.stat().st_size < 200_000, path

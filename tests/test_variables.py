@@ -97,7 +97,7 @@ def test_a_variable_is_one_row_and_its_use(with_a_row_more, script, make):
     assert "  - SHOUT\n" in (kit / "docker-compose.yml").read_text()
     assert "# 1: the prompt in capitals.\n#SHOUT=0\n" in (kit / ".env.example").read_text()
     assert re.search(r"make run .*\(SHOUT MODEL", make("help", cwd=kit).out)
-    assert "(`SHOUT MODEL" in (kit / "README.md").read_text()
+    assert "(`SHOUT MODEL" in (kit / "docs" / "verbs.md").read_text()
 
 
 def test_what_no_verb_reads_is_warned_about_natively_and_in_the_container_alike(tmp_path):

@@ -118,7 +118,7 @@ def repair(model: Model) -> Hint:
     fetch = Command("download", MODEL=model.name)
     if model.is_random:
         return fetch, "  (it is made on this machine: no network, no account)"
-    login = Command("login", MODEL=model.name), "  (it is gated: the README says how to get access), then\n  "
+    login = Command("login", MODEL=model.name), "  (it is gated: docs/llama.md says how to get access), then\n  "
     return *(login if model.gated else ()), fetch, "\n  meanwhile: ", Command("run", MODEL="starter")
 
 
