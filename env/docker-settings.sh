@@ -31,9 +31,9 @@ check_settings() {
   # Said before anything is built.
   device=${DEVICE:-$(from_dotenv DEVICE)}
   case $verb:$device,${DEVICES:-}, in run:mps,* | batch:mps,* | serve:mps,* | verify:mps,*)
-    die "DEVICE=mps cannot run in a container: containers have no Metal." "on the Mac itself: make $verb DEVICE=mps" ;;
+    die "DEVICE=mps cannot run in a container: no container reaches Apple's GPU." "on the Mac itself: make $verb DEVICE=mps" ;;
   bench:*,mps,*)
-    die "DEVICES=$DEVICES cannot run in a container: containers have no Metal." "on the Mac itself: make bench DEVICES=$DEVICES" ;;
+    die "DEVICES=$DEVICES cannot run in a container: no container reaches Apple's GPU." "on the Mac itself: make bench DEVICES=$DEVICES" ;;
   esac
   case ${MEMORY:=6g} in
     [1-9]*[0-9][mM] | [1-9][gG] | [1-9]*[0-9][gG]) ;;

@@ -42,7 +42,7 @@ def outside_container(command: Command) -> str:
     """What does the same as `command`, typed on the machine that the container runs on."""
     verb, variables = command.verb, command.variables
     if variables.get("DEVICE") == "mps" or (verb == "verify" and "RECORD" in variables):
-        return typed(command)  # natively: containers have no Metal, and an image only reads the references
+        return typed(command)  # natively: no container reaches Apple's GPU, and an image only reads the references
     if verb in CONTAINER_VERBS:  # for those the machine needs no Python
         return typed(Command(f"docker-{verb}", **variables))
     if verb == "setup":

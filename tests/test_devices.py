@@ -61,7 +61,7 @@ def on(monkeypatch):
 
 OBSTACLES = [
     pytest.param(Machine("Linux", "x86_64"), {}, "GPU of Apple Silicon, and this is Linux x86_64", id="linux"),
-    pytest.param(Machine("Linux", "aarch64", container=True), {}, "containers have no Metal", id="container"),
+    pytest.param(Machine("Linux", "aarch64", container=True), {}, "no container reaches Apple's GPU", id="container"),
     pytest.param(Machine("Darwin", "x86_64", "15.3", translated=True), {}, "under Rosetta", id="rosetta"),
     pytest.param(Machine("Darwin", "x86_64", "13.1"), {}, "Intel processor", id="intel"),
     pytest.param(Machine("Darwin", "arm64", "13.6.1"), {}, "macOS 14 or later, and this is 13.6.1", id="old macOS"),

@@ -160,7 +160,7 @@ def test_mps_is_refused_before_anything_is_built(on_path):
     done = verb("run", **stand_in(on_path, docker="echo asked >&2; exit 1"), DEVICE="mps")
     assert done.status == 1
     assert done.err == (
-        "error: DEVICE=mps cannot run in a container: containers have no Metal.\n"
+        "error: DEVICE=mps cannot run in a container: no container reaches Apple's GPU.\n"
         "  next: on the Mac itself: make run DEVICE=mps\n"
     )
 

@@ -100,7 +100,7 @@ WRONG = [
     ({"PROMPT_FILE": "/nowhere"}, 2, "PROMPT_FILE=/nowhere cannot be read", "make docker-run PROMPT_FILE="),
     ({"MAX_NEW_TOKENS": "0"}, 2, "is not in the range", "--help"),
     ({"DEVICE": "cuda"}, 2, "CPU builds of torch only", "make docker-run DEVICE=cpu"),
-    ({"DEVICE": "mps"}, 1, "containers have no Metal", "on the Mac itself: make run DEVICE=mps"),
+    ({"DEVICE": "mps"}, 1, "no container reaches Apple's GPU", "on the Mac itself: make run DEVICE=mps"),
     (TYPED | {"FROM": "/etc/passwd"}, 2, "out of the container's sight", "make docker-run FROM=reports/passwd"),
     (TYPED | {"FROM": "reports/nowhere"}, 2, "reports/nowhere cannot be read", "ls reports/"),
     ({"MEMORY": "abc"}, 2, "MEMORY=abc is no size", "make docker-run MEMORY=6g"),
@@ -444,7 +444,7 @@ def test_a_bench_on_mps_is_refused_with_the_native_command():
     for devices in ("mps", "cpu,mps"):
         done = verb("bench", DEVICES=devices)
         assert done.status == 1
-        assert "containers have no Metal" in done.err
+        assert "no container reaches Apple's GPU" in done.err
         assert f"make bench DEVICES={devices}" in done.err
 
 
