@@ -194,6 +194,10 @@ docker-test: ## The tests of what the container has its own of, in it
 lock: environment ## The locks, resolved anew from env/requirements*.in
 	@$(python) -m scripts.lock
 
+.PHONY: outdated
+outdated: environment ## What the locks could move to
+	@sh env/outdated.sh
+
 .PHONY: sbom
 sbom: environment ## What is inside: every package, its hashes and licence, as CycloneDX
 	@$(python) -m scripts.sbom

@@ -1,4 +1,4 @@
-"""`make sbom`: what is inside, in a form that others' programs read."""
+"""`make sbom` and `make outdated`: what is inside, and what it could move to."""
 
 from __future__ import annotations
 
@@ -63,3 +63,12 @@ def test_a_licence_is_an_expression_else_a_classifier_else_a_file_to_see():
     assert sbom.licences(said(License_File="COPYING")) == [{"license": {"name": "see file COPYING"}}]
     assert sbom.licences(said(License="3-Clause BSD License")) == [{"license": {"name": "3-Clause BSD License"}}]
     assert sbom.licences(said(License="line\nline")) == [{"license": {"name": "not stated"}}]
+
+
+def test_without_an_index_outdated_says_what_to_type(make):
+    env = {"UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_NO_CACHE": "1", "UV_HTTP_RETRIES": "0"}
+    done = make("outdated", env=env | dict.fromkeys(("UV_FIND_LINKS", "PIP_FIND_LINKS"), ""))
+    assert done.status == 2
+    assert done.out == ""
+    assert "error: the package index was not asked" in done.err
+    assert "then: make outdated" in done.err

@@ -59,7 +59,8 @@ def mps_obstacle(here: Machine, look: Look) -> Obstacle | None:
     """
     run_cpu = Command("run", DEVICE="cpu")
     if here.container:
-        return "no container reaches Apple's GPU", ("on the Mac itself, outside the container: ", Command("run", DEVICE="mps"))
+        hint = "on the Mac itself, outside the container: ", Command("run", DEVICE="mps")
+        return "no container reaches Apple's GPU", hint
     if here.system != "Darwin":
         return f"MPS is the GPU of Apple Silicon, and this is {here.name}", (run_cpu,)
     if here.translated:

@@ -1,7 +1,7 @@
 """What is inside: the environment as a bill of materials, CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/).
 
-Of the lock and of what the installed packages say of themselves, and of nothing else: no time, no host, no path, so that
-the same environment gives the same bytes.
+Of the lock and of what the installed packages say of themselves, and of nothing else: no time, no host and no path, so
+that the same environment gives the same bytes.
 """
 
 from __future__ import annotations
