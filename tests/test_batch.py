@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import json
 import os
@@ -251,12 +252,15 @@ def test_out_that_is_no_file_is_refused(asked):
 
 
 def test_a_full_disk_says_so(asked):
-    class Full:
-        def write(self, content: bytes) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    class Full(io.BytesIO):
+        """It takes ten bytes, and then no more."""
 
-        def __iter__(self):
-            return iter(())
+        def write(self, content) -> int:
+            if self.tell():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(content[:10])
+
+        readinto1 = io.BytesIO.readinto
 
     there = Answers(Full(), EXTENT, SETTINGS, TYPED)  # type: ignore[arg-type]
     with pytest.raises(KitError, match=r"answers\.jsonl could not be written: the disk is full") as error:
@@ -412,6 +416,21 @@ def test_ctrl_c_ends_it_with_what_is_done(written, tmp_path, number, status):
     assert f"what is answered is in {target}: the same command goes on" in err
     assert "Traceback" not in err
     assert all(answer["error"] is None for answer in said(target))
+
+
+def test_ctrl_c_between_two_answers_ends_it_too(written, tmp_path, starter):
+    """While others are under way: the engine, closed under them, would wait for ever."""
+
+    def interrupt(what: str, done: float, total: float = 1.0, unit: str = "") -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    source = written(*[{"prompt": "Once", "max_tokens": count} for count in (1, 200, 200)])
+    request = Request(starter, " ", "llamacpp", "cpu")
+    wanted = batch.Asked(request, source, tmp_path / "out.jsonl", 2, False, TYPED)
+    with pytest.raises(KeyboardInterrupt):
+        batch.batch(wanted, batch.Listener(lambda device: None, interrupt, print, sys.exit))
+    assert len(said(tmp_path / "out.jsonl")) == 1
 
 
 def test_other_settings_do_not_mix(script, written, tmp_path):

@@ -7,15 +7,16 @@ answer, and the number of the line in IN.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from kit.batch.prompts import Extent, Line
 from kit.engines.engine import Generated
@@ -49,7 +50,7 @@ class Count:
 class Answers:
     """OUT, open: what is there, and what is written behind it."""
 
-    def __init__(self, file: IO[bytes], extent: Extent, settings: str, typed: Command) -> None:
+    def __init__(self, file: io.RawIOBase, extent: Extent, settings: str, typed: Command) -> None:
         self._file, self._typed = file, typed
         self._name = typed.variables["OUT"]
         self._prefix = f"{extent.sha256[:DIGITS]}-{settings[:DIGITS]}-"
@@ -75,20 +76,23 @@ class Answers:
             answer["response"] = {"status_code": 200, "body": _body(answer["id"], line.request, came, ends)}
         else:
             answer["error"] = {"code": "invalid_request", "message": f"line {line.number}: {came}"}
+        # Half a character in an id stays what it is in JSON: \\ud800.
+        left = json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
         with trouble(self._name, AGAIN):
-            # Half a character in an id stays what it is in JSON: \\ud800.
-            self._file.write(json.dumps(answer, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-            self._file.flush()
+            while left:  # a disk that is almost full takes a part of it
+                left = left[self._file.write(left) or 0 :]
         self._there[line.number] = 1
         self.count.add(answer)
 
     def _read(self) -> None:
         """What an earlier batch left. Raises WrongUsage where it is another's."""
         end = 0
-        for number, raw in enumerate(self._file, 1):
+        buffered = io.BufferedReader(self._file)
+        lines = iter(buffered)
+        for number, raw in enumerate(lines, 1):
             if not raw.endswith(b"\n"):
                 self._mend(raw, end)
-                return
+                break
             try:
                 answer = json.loads(raw)
                 line = self._ours(answer["id"])
@@ -99,6 +103,7 @@ class Answers:
             except (ValueError, LookupError, TypeError) as error:
                 raise self._refused(f"line {number} is no answer of a batch") from error
             end += len(raw)
+        buffered.detach()  # or it would close the file with itself
 
     def _ours(self, name: str) -> int:
         """The line of IN that an answer is to."""
@@ -138,10 +143,14 @@ def opened(path: Path, extent: Extent, settings: str, typed: Command) -> Iterato
 
     if path.exists() and not path.is_file():
         raise WrongUsage(f"OUT={name} is no file, in which what is done can be found again.", "OUT=answers.jsonl")
-    # One lock for all names of the file, and none that is left beside it.
-    with trouble(name, AGAIN), locked(path, refuse), path.open("r+b") as file:
+    with ExitStack() as held:
+        with trouble(name, AGAIN):
+            # One lock for all names of the file, and none that is left beside it.
+            held.enter_context(locked(path, refuse))
+            file = held.enter_context(path.open("r+b", buffering=0))
         yield Answers(file, extent, settings, typed)
-        os.fsync(file.fileno())
+        with trouble(name, AGAIN):
+            os.fsync(file.fileno())
 
 
 def read(path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:

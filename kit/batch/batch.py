@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -124,9 +125,12 @@ def _answer(
     with generate.loaded(asked.request, context, listener.device, listener.progress, asked.slots) as engine:
         times = show()
         desk = _Desk(out, engine.examined.ends, asked.in_order)
-        for place, came in engine.generate_all(desk.requests(prompts.read(asked.source, asked.request)), asked.slots):
-            desk.put(place, came.message if isinstance(came, Exception) else came)
-            times = show()
+        requests = desk.requests(prompts.read(asked.source, asked.request))
+        # Ended by Ctrl-C, it ends before the engine does: that would wait for what is under way.
+        with closing(engine.generate_all(requests, asked.slots)) as answered:
+            for place, came in answered:
+                desk.put(place, came.message if isinstance(came, Exception) else came)
+                times = show()
         return {"facts": {**engine.facts(), "threads": threads.record()}, **times}
 
 

@@ -37,6 +37,7 @@ TOKEN = ROOT / ".ray-token"
 LOOPBACK = "127.0.0.1"
 STORE = 200_000_000  # bytes of shared memory: what is on its way is text
 AS_STARTED = "KIT_NODE_PROOF"
+MISSES = 3  # a head that is busy may miss one
 SECONDS = 3.0  # for an answer of the head
 
 
@@ -309,8 +310,10 @@ def _watched(target: str, on_lost: Callable[[KitError], NoReturn]) -> Iterator[N
     over = threading.Event()
 
     def watch() -> None:
+        missed = 0
         while not over.wait(1.0):
-            if not _answers(target):
+            missed = 0 if _answers(target) else missed + 1
+            if missed == MISSES:
                 on_lost(KitError(f"the head at {target} is gone.", "start it again, then the same command"))
 
     threading.Thread(target=watch, daemon=True).start()

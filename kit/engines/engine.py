@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -168,7 +168,7 @@ class Engine(ABC):
     def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
         """Completes the request's prompt; hands over the text as it comes."""
 
-    def generate_all(self, requests: Iterable[Request], slots: int) -> Iterator[tuple[int, Generated | KitError]]:
+    def generate_all(self, requests: Iterable[Request], slots: int) -> Generator[tuple[int, Generated | KitError]]:
         """Completes each request, up to `slots` (as loaded) at a time. Gives its place among them, from 0 on, and what
         came of it or why it cannot be, as they are done; reads the requests as they are needed.
 

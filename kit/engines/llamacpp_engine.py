@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from importlib import metadata
@@ -149,7 +149,7 @@ class LlamacppEngine(Engine):
             on_text(whole[len(said) :])  # the bytes of a character that the last token did not finish
         return Generated(prompt_ids, token_ids, whole, first_at, first_tokens, last_at)
 
-    def generate_all(self, requests: Iterable[Request], slots: int) -> Iterator[tuple[int, Generated | KitError]]:
+    def generate_all(self, requests: Iterable[Request], slots: int) -> Generator[tuple[int, Generated | KitError]]:
         numbers, own = iter(range(slots)), threading.local()
 
         def begin() -> None:
@@ -172,9 +172,11 @@ class LlamacppEngine(Engine):
                 for future in wait(busy, return_when=FIRST_COMPLETED).done:
                     yield busy.pop(future), future.result()
         finally:
-            if busy:
-                self.server.hang_up()
             pool.shutdown(wait=False, cancel_futures=True)
+            # Closed while it is asked, llama.cpp may wait for ever. And again: one may just have begun.
+            while not all(future.done() for future in busy):
+                self.server.hang_up()
+                time.sleep(0.01)
 
     def _answered(self, request: Request, slot: int) -> Generated | KitError:
         """What `generate` gives, in a slot and at once: its ids then need no looking up."""

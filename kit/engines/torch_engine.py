@@ -13,7 +13,7 @@ import os
 import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import islice
@@ -167,7 +167,7 @@ class TorchEngine(Engine):
         times = stream.times
         return Generated(prompt_ids, stream.token_ids, stream.text, times[0], 1, times[-1])
 
-    def generate_all(self, requests: Iterable[Request], slots: int) -> Iterator[tuple[int, Generated | KitError]]:
+    def generate_all(self, requests: Iterable[Request], slots: int) -> Generator[tuple[int, Generated | KitError]]:
         if slots == 1:
             yield from super().generate_all(requests, 1)
             return
