@@ -43,6 +43,8 @@ def token(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def ray_is_here(monkeypatch) -> None:
+    """On a Linux machine."""
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(cluster, "require_ray", lambda: None)
     monkeypatch.setattr(cluster, "set_environment", lambda on_loopback: None)
 
