@@ -376,6 +376,7 @@ def test_the_verb_answers_what_can_be_answered_and_ends_with_1_for_the_rest(scri
     assert len(said(tmp_path / "out.jsonl")) == 4
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_same_command_goes_on(written, tmp_path, script):
     source, target = (
         written(*[{"prompt": f"{prompt} {number}"} for number in range(6) for prompt in TEXTS]),
@@ -433,6 +434,7 @@ def test_ctrl_c_between_two_answers_ends_it_too(written, tmp_path, starter):
     assert len(said(tmp_path / "out.jsonl")) == 1
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_mix(script, written, tmp_path):
     source, target = written({"prompt": TEXTS[0]}), tmp_path / "out.jsonl"
     assert script("batch", *words_for(source, target)).status == 0
@@ -464,6 +466,7 @@ def test_too_many_slots_for_the_memory_are_refused_before_anything_is_loaded(wri
     assert error.value.hint[0] == Command("batch", SLOTS=1)
 
 
+@pytest.mark.slow
 def test_the_report_says_what_it_was_made_of_and_two_compare(script, written, tmp_path, make, starter):
     source = written(*[{"prompt": prompt, "id": f"p{place}"} for place, prompt in enumerate(TEXTS)])
     targets = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
