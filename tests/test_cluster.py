@@ -101,16 +101,27 @@ def test_an_address_without_a_port_has_rays():
 
 def test_what_differs_between_two_nodes_is_named():
     one, other = (
-        Proof("a" * 40, "3.11", {"ray": "2", "click": "8"}),
-        Proof("b" * 40, "3.12", {"ray": "3", "click": "8"}),
+        Proof("a" * 40, "1a", "3.11", {"ray": "2", "click": "8"}),
+        Proof("b" * 40, "2b", "3.12", {"ray": "3", "click": "8"}),
     )
     assert one.differences(one) == []
     assert one.differences(other) == [
         f"commit {'a' * 12} in place of {'b' * 12}",
+        "source 1a in place of 2b",
         "Python 3.11 in place of 3.12",
         "ray 2 in place of 3",
     ]
     assert one.resource != other.resource
+
+
+def test_a_file_beside_the_kit_changes_no_proof_and_one_in_it_does(kit_copy, monkeypatch):
+    monkeypatch.setattr(cluster, "ROOT", kit_copy)
+    before = cluster.proof()
+    (kit_copy / "prompts.jsonl").write_text("{}")
+    assert cluster.proof() == before
+    with (kit_copy / "kit" / "files.py").open("a") as file:
+        file.write("# changed\n")
+    assert cluster.proof().differences(before)[0].startswith("source ")
 
 
 def test_a_proof_holds_what_all_platforms_have_and_no_build(monkeypatch):

@@ -26,6 +26,7 @@ from kit.engines.llama_server import NativeLog
 from kit.environment import facts
 from kit.environment import lock as locks
 from kit.errors import Command, KitError, WrongUsage, keep_secret
+from kit.files import sha256
 from kit.models import folder as model_folder
 from kit.models import registry
 from kit.models.registry import Model
@@ -46,6 +47,7 @@ class Proof:
     """What has to be the same on every node: else one prompt is answered in two ways."""
 
     commit: str
+    source: str  # of kit/ as it lies there: a file beside it, such as IN, changes nothing
     python: str
     packages: dict[str, str]
 
@@ -55,7 +57,8 @@ class Proof:
 
     def differences(self, other: Proof) -> list[str]:
         """What this one has otherwise than `other`, as a person reads it."""
-        found = [("commit", self.commit[:12], other.commit[:12]), ("Python", self.python, other.python)]
+        found = [("commit", self.commit[:12], other.commit[:12]), ("source", self.source, other.source)]
+        found += [("Python", self.python, other.python)]
         found += [(name, self.packages[name], other.packages.get(name, "none")) for name in self.packages]
         return [f"{name} {one} in place of {two}" for name, one, two in found if one != two]
 
@@ -68,7 +71,12 @@ def proof() -> Proof:
         common &= {pin.name for pin in locks.pins(locks.Target(platform, here.python, ("ray",)))}
     present = locks.installed(ROOT / ".venv")
     packages = {name: version.partition("+")[0] for name, version in sorted(present.items()) if name in common}
-    return Proof(facts.commit(), here.python, packages)
+    return Proof(facts.commit().removesuffix("-changed"), _source(), here.python, packages)
+
+
+def _source() -> str:
+    files = sorted(path.relative_to(ROOT) for path in ROOT.glob("kit/**/*.py"))
+    return _short("".join(f"{file} {sha256(ROOT / file)}\n" for file in files))
 
 
 def model_resource(model: Model) -> str:
