@@ -221,7 +221,7 @@ lint: development ## ruff, mypy, sh -n, the table of variables, and no token in 
 
 .PHONY: test-slow
 test-slow: development $(starter) ## What takes minutes: set-up from nothing, and what can go wrong in it
-	@$(python) -m pytest -q -n auto --maxprocesses 3 --dist loadgroup -m slow tests
+	@$(python) -m pytest -q -n auto --maxprocesses 3 --dist loadgroup --no-loadscope-reorder -m slow tests
 
 .PHONY: test-as-mac
 test-as-mac: development $(starter) ## The tests as on a Mac, imitated on Linux

@@ -28,7 +28,7 @@ from kit.paths import ROOT
 from tests.conftest import Done, clean_environment, copy_linked
 
 HEAD = "10.77.0.1"
-PATIENCE = 240
+PATIENCE = 900  # seconds, for a machine with other work
 
 
 # --- What is said before anything is started --------------------------------------------------------------------------
