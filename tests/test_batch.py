@@ -125,13 +125,28 @@ def test_a_line_without_end_is_not_read_into_memory(written, asked, monkeypatch)
     long, good = prompts.read(path, asked)
     assert "the line has more than" in long.error
     assert (good.number, good.request.prompt) == (2, "Once")
-    assert prompts.look_through(path, asked, files.silent).sha256 == files.sha256(path)
+    assert prompts.look_through(path, asked, files.silent, words_in).sha256 == files.sha256(path)
 
 
 def test_a_look_through_counts_and_finds_the_longest(written, asked):
     path = written({"prompt": "é" * 10, "max_tokens": 5}, "", "{", {"prompt": "a"})
-    extent = prompts.look_through(path, asked, files.silent)
-    assert extent == Extent(files.sha256(path), 3, 4, 25)
+    extent = prompts.look_through(path, asked, files.silent, words_in)
+    assert extent == Extent(files.sha256(path), 3, 4, 20 + prompts.SPECIAL + 5)
+
+
+def test_what_does_not_fit_has_no_room_kept_for_it_and_what_is_long_has_no_more_than_its_tokens(written, asked):
+    """Else one line that fails would take the whole context's memory for each slot, or be refused with all others."""
+    path = written({"prompt": "Once", "max_tokens": 10**9}, {"prompt": "word " * 9000}, {"prompt": "a"})
+    assert prompts.look_through(path, asked, files.silent, words_in).longest == 1 + prompts.SPECIAL + 7
+    path = written({"prompt": "word " * 500})
+    assert prompts.look_through(path, asked, files.silent, words_in).longest == 500 + 7
+
+
+def words_in(request: Request) -> list[str]:
+    """In place of an engine's fit."""
+    if len(request.prompt.split()) + request.max_new_tokens > 8192:
+        raise KitError("it does not fit")
+    return request.prompt.split()
 
 
 def test_in_that_is_no_file_or_has_no_prompt_says_so(written, asked, tmp_path):
@@ -141,9 +156,9 @@ def test_in_that_is_no_file_or_has_no_prompt_says_so(written, asked, tmp_path):
         (Path("/dev/null"), "is no file"),
     ):
         with pytest.raises(WrongUsage, match=why):
-            prompts.look_through(path, asked, files.silent)
+            prompts.look_through(path, asked, files.silent, words_in)
     with pytest.raises(WrongUsage, match="has no prompt in it"):
-        prompts.look_through(written("", "  "), asked, files.silent)
+        prompts.look_through(written("", "  "), asked, files.silent, words_in)
 
 
 # --- OUT --------------------------------------------------------------------------------------------------------------
@@ -461,7 +476,9 @@ def test_too_many_slots_for_the_memory_are_refused_before_anything_is_loaded(wri
     monkeypatch.setattr("kit.engines.memory.free_memory", lambda here: 300_000_000)
     target = tmp_path / "out.jsonl"
     wanted = batch.Asked(asked, written({"prompt": "a", "max_tokens": 8000}), target, 64, False, TYPED)
-    with pytest.raises(KitError, match=r"with 64 slots of 8001 tokens needs [\d.]+ GB of memory, and 0.30") as error:
+    with pytest.raises(
+        KitError, match=r"with 64 slots of 800[0-9] tokens needs [\d.]+ GB of memory, and 0.30"
+    ) as error:
         batch.batch(wanted, batch.Listener(print, files.silent, print, sys.exit))
     assert error.value.hint[0] == Command("batch", SLOTS=1)
 

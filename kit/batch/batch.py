@@ -67,7 +67,7 @@ def batch(asked: Asked, listener: Listener) -> dict[str, Any]:
     if asked.target.exists() and asked.source.exists() and asked.target.samefile(asked.source):
         raise WrongUsage("IN and OUT are the same file.", Command("batch", IN=asked.names[0], OUT="answers.jsonl"))
     engine = generate.prepared(asked.request)
-    extent = prompts.look_through(asked.source, asked.request, listener.progress)
+    extent = prompts.look_through(asked.source, asked.request, listener.progress, engine.fit)
     decides = settings(asked, engine)
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     with answers.opened(asked.target, extent, digest, asked.typed) as out:
@@ -107,7 +107,8 @@ def _shown(out: Answers, extent: Extent, on_progress: Progress) -> Callable[[], 
     before = out.count.tokens
 
     def show() -> dict[str, float]:
-        started.append(time.perf_counter()) if not started else None
+        if not started:
+            started.append(time.perf_counter())
         seconds, new = time.perf_counter() - started[0], out.count.tokens - before
         speed = new / seconds if new else 0.0
         what = f"{out.count.done} of {extent.lines} prompts" + (f", {speed:.0f} tokens/s" if new else "")
@@ -121,7 +122,7 @@ def _answer(
     asked: Asked, engine: Engine, extent: Extent, out: Answers, show: Callable[[], dict[str, float]], listener: Listener
 ) -> dict[str, Any]:
     """Loads the model, and answers what is missing."""
-    context = min(extent.longest, asked.request.model.context)
+    context = min(max(extent.longest, 1), asked.request.model.context)
     with generate.loaded(asked.request, context, listener.device, listener.progress, asked.slots) as engine:
         times = show()
         desk = _Desk(out, engine.examined.ends, asked.in_order)
@@ -138,7 +139,7 @@ def _spread(
     asked: Asked, engine: Engine, extent: Extent, out: Answers, show: Callable[[], dict[str, float]], listener: Listener
 ) -> dict[str, Any]:
     """Lets the nodes of a cluster answer what is missing."""
-    context = min(extent.longest, asked.request.model.context)
+    context = min(max(extent.longest, 1), asked.request.model.context)
     listener.device(engine.device)
     with cluster.connected(asked.ray or "auto", listener.lost):
         for told in cluster.require_nodes(asked.request.model):

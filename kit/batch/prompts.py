@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from kit.files import Progress, cause_of
 
 LONGEST = 16 << 20  # bytes of a line
 SHOWN = 64 << 20  # bytes of a file from which on it shows how far the look through it is
+SPECIAL = 8  # tokens that a tokenizer may put around a text; each other one has a byte of it at least
+COUNTED = 1024  # tokens: what may be longer is tokenized, to keep no room for bytes
 URL = "/v1/completions"
 BATCH_FIELDS = {"custom_id", "method", "url", "body"}
 # The short form's names for what a body calls otherwise.
@@ -58,7 +60,7 @@ class Line:
 @dataclass(frozen=True)
 class Extent:
     """What a look through the file found: its `sha256`, its `lines` with a prompt, how many `numbers` it has (blank
-    ones too), and the `longest` text in bytes, prompt and completion together: a token has one byte at least."""
+    ones too), and the `longest` text that fits, prompt and completion together: in tokens, or more."""
 
     sha256: str
     lines: int
@@ -66,8 +68,9 @@ class Extent:
     longest: int
 
 
-def look_through(path: Path, asked: Request, on_progress: Progress) -> Extent:
-    """Reads the file once, whole. Raises WrongUsage where it cannot be, or holds no prompt."""
+def look_through(path: Path, asked: Request, on_progress: Progress, fit: Callable[[Request], Sequence[int]]) -> Extent:
+    """Reads the file once, whole; `fit` is the engine's. Raises WrongUsage where it cannot be read, or holds no
+    prompt."""
     if not path.is_file():
         why = "is a folder" if path.is_dir() else "is no file" if path.exists() else "is not there"
         raise WrongUsage(f"IN={path} {why}.", Command("batch", IN="prompts.jsonl", OUT="answers.jsonl"))
@@ -80,10 +83,21 @@ def look_through(path: Path, asked: Request, on_progress: Progress) -> Extent:
         if line := parse(number, raw, path, asked):
             count += 1
             if line.request:
-                longest = max(longest, len(line.request.prompt.encode()) + line.request.max_new_tokens)
+                longest = max(longest, _length(line.request, fit))
     if not count:
         raise WrongUsage(f"IN={path} has no prompt in it.", 'a line of it: {"prompt": "The capital of France is"}')
     return Extent(digest.hexdigest(), count, number, longest)
+
+
+def _length(request: Request, fit: Callable[[Request], Sequence[int]]) -> int:
+    """Tokens at most; 0 of one that does not fit: it is an error in its place, and no room is kept for it."""
+    most = len(request.prompt.encode()) + SPECIAL + request.max_new_tokens
+    if most <= COUNTED:
+        return most
+    try:
+        return len(fit(request)) + request.max_new_tokens
+    except KitError:
+        return 0
 
 
 def read(path: Path, asked: Request) -> Iterator[Line]:

@@ -156,7 +156,10 @@ class LlamacppEngine(Engine):
             own.slot = next(numbers)
 
         def answer(request: Request) -> Generated | KitError:
-            return self._answered(request, own.slot)
+            try:
+                return self._answered(request, own.slot)
+            except KitError as error:
+                return error
 
         busy: dict[Future[Generated | KitError], int] = {}
         waiting = enumerate(requests)
@@ -178,13 +181,9 @@ class LlamacppEngine(Engine):
                 self.server.hang_up()
                 time.sleep(0.01)
 
-    def _answered(self, request: Request, slot: int) -> Generated | KitError:
+    def _answered(self, request: Request, slot: int) -> Generated:
         """What `generate` gives, in a slot and at once: its ids then need no looking up."""
-        try:
-            prompt_ids = self.fit(request)
-        except KitError as error:
-            return error
-        ends, token_ids = self.examined.ends, list[int]()
+        prompt_ids, ends, token_ids = self.fit(request), self.examined.ends, list[int]()
         wanted = request.max_new_tokens
         banned = ends if request.ignore_eos else ()
         while len(token_ids) < wanted and not (token_ids and token_ids[-1] in ends):
