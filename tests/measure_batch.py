@@ -18,11 +18,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kit.environment import machine
-from kit.models import gguf_files, registry
 from kit.paths import ROOT
 from tests.conftest import clean_environment
-from tests.measure_serve import BARE
+from tests.measure_serve import bare_server
 
 PROMPTS = [
     f"{start} {end}"
@@ -72,20 +70,11 @@ def ask(host: str, prompt: str) -> int:
 
 def bare(slots: int, quant: str) -> float:
     """Tokens/s of the server that the kit does not set up."""
-    path = gguf_files.choose(registry.find("starter"), quant).path
-    command = [sys.executable, "-c", BARE, str(path), *map(str, (slots, 256, machine.performance().count))]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=clean_environment(), text=True, **pipes)
-    try:
-        assert process.stdout
-        host = process.stdout.readline().strip().removeprefix("http://")
+    with bare_server(slots, 256, quant) as (host, _):
         started = time.perf_counter()
         with ThreadPoolExecutor(slots) as pool:
             tokens = sum(pool.map(lambda prompt: ask(host, prompt), PROMPTS))
         return tokens / (time.perf_counter() - started)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def main() -> None:

@@ -15,7 +15,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from kit.environment import machine
@@ -74,18 +76,24 @@ def kit(slots: int, clients: int, tokens: int) -> dict[str, float]:
         running.stop()
 
 
-def bare(slots: int, clients: int, tokens: int) -> dict[str, float]:
-    path = gguf_files.choose(registry.find("starter"), "auto").path
-    count = machine.performance().count
-    command = [sys.executable, "-c", BARE, str(path), *map(str, (slots, 512, count))]
+@contextmanager
+def bare_server(slots: int, context: int, quant: str = "auto") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """xllamacpp's server, which the kit does not set up: where it answers, and its process."""
+    path = gguf_files.choose(registry.find("starter"), quant).path
+    command = [sys.executable, "-c", BARE, str(path), *map(str, (slots, context, machine.performance().count))]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=clean_environment(), text=True, **pipes)
     try:
         assert process.stdout
-        return load(process.stdout.readline().strip().removeprefix("http://"), process, clients, tokens)
+        yield process.stdout.readline().strip().removeprefix("http://"), process
     finally:
         process.kill()
         process.wait()
+
+
+def bare(slots: int, clients: int, tokens: int) -> dict[str, float]:
+    with bare_server(slots, 512) as (host, process):
+        return load(host, process, clients, tokens)
 
 
 def main() -> None:
