@@ -172,7 +172,7 @@ class Machine:
     def become_node(self, *words: str, env: dict[str, str] | None = None) -> None:
         self.log = self.folder / "node.log"
         self.node = self.start("node", "--listen", self.address, *words, log=self.log, env=env)
-        wait_for(lambda: "ready" in self.log.read_text(), self.node)
+        wait_for(lambda: "ready" in self.log.read_text(), self.node, self.log)
 
     def processes(self, pattern: str = "") -> list[int]:
         listed = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False).stdout
@@ -192,11 +192,12 @@ class Machine:
             self.node.wait()
 
 
-def wait_for(happened: Callable[[], bool], running: subprocess.Popen[str] | None = None) -> None:
+def wait_for(happened: Callable[[], bool], running: subprocess.Popen[str] | None, log: Path) -> None:
+    """Fails with what `log` says, where `running` ends before or it takes too long."""
     end = time.monotonic() + PATIENCE
     while not happened():
-        assert time.monotonic() < end, "it took too long"
-        assert running is None or running.poll() is None, "it ended"
+        assert time.monotonic() < end, log.read_text()
+        assert running is None or running.poll() is None, log.read_text()
         time.sleep(0.1)
 
 
@@ -282,12 +283,12 @@ def test_a_node_that_comes_late_works_and_one_that_is_killed_loses_nothing(machi
     prompts_in(head, 700)
     log = head.folder / "batch.log"
     running = head.start("batch", *words("--ray", "auto"), log=log)
-    wait_for(lambda: bool(answered(head)), running)
+    wait_for(lambda: bool(answered(head)), running, log)
     second.become_node("--head", HEAD)
-    wait_for(lambda: bool(second.processes(ACTOR)), running)
+    wait_for(lambda: bool(second.processes(ACTOR)), running, log)
     third.become_node("--head", HEAD)
     before = len(answered(head))
-    wait_for(lambda: len(answered(head)) > before + 40, running)
+    wait_for(lambda: len(answered(head)) > before + 40, running, log)
     second.kill()
     assert running.wait(PATIENCE) == 0, log.read_text()
     assert sorted(answered(head)) == list(range(1, 701))
@@ -302,7 +303,7 @@ def test_a_head_that_is_killed_is_said_and_the_same_command_goes_on(machines):
     prompts_in(head, 200)
     log = head.folder / "batch.log"
     running = head.start("batch", *words("--ray", HEAD), log=log)
-    wait_for(lambda: len(answered(head)) > 10, running)
+    wait_for(lambda: len(answered(head)) > 10, running, log)
     head.kill("gcs_server")
     assert running.wait(PATIENCE) == 1
     assert f"error: the head at {HEAD}:6379 is gone." in log.read_text()
@@ -357,7 +358,7 @@ def test_alone_a_node_listens_on_loopback_and_leaves_nothing(machines):
     third.log = third.folder / "node.log"
     before = set(Path("/tmp").glob("kit-ray-*"))
     third.node = third.start("node", log=third.log)
-    wait_for(lambda: "ready" in third.log.read_text(), third.node)
+    wait_for(lambda: "ready" in third.log.read_text(), third.node, third.log)
     listed = subprocess.run(
         ["ip", "netns", "exec", third.name, "cat", "/proc/net/tcp", "/proc/net/tcp6"],
         capture_output=True,
@@ -370,5 +371,5 @@ def test_alone_a_node_listens_on_loopback_and_leaves_nothing(machines):
     assert set(listening) <= {"0100007F", "0000000000000000FFFF00000100007F"}
     third.node.send_signal(signal.SIGINT)
     assert third.node.wait(60) == 130
-    wait_for(lambda: not third.processes())
+    wait_for(lambda: not third.processes(), None, third.log)
     assert set(Path("/tmp").glob("kit-ray-*")) <= before

@@ -39,7 +39,9 @@ LOOPBACK = "127.0.0.1"
 STORE = 200_000_000  # bytes of shared memory: what is on its way is text
 AS_STARTED = "KIT_NODE_PROOF"
 MISSES = 3  # a head that is busy may miss one
-SECONDS = 3.0  # for an answer of the head
+SECONDS = 3.0  # for a connection to the head
+PATIENCE = 15  # seconds for an answer of the head: it may be busy
+IMPORT = 120  # seconds for the import of Ray before that: so may this machine be
 
 
 @dataclass(frozen=True)
@@ -219,22 +221,23 @@ def require_head(target: str) -> None:
             Command("node", LISTEN="0.0.0.0"),
         ) from error
     # In a process of its own: what it says stays there, and it can be ended.
-    code = "import sys; from ray._raylet import GcsClient\n"
-    code += f"GcsClient(address=sys.argv[1]).internal_kv_get(b'x', b'x', timeout={SECONDS})"
+    code = "import signal, sys; from ray._raylet import GcsClient\n"
+    code += f"signal.alarm({PATIENCE + 5})\n"
+    code += f"GcsClient(address=sys.argv[1]).internal_kv_get(b'x', b'x', timeout={PATIENCE})"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, target], capture_output=True, text=True, timeout=SECONDS + 5, check=False
+            [sys.executable, "-c", code, target], capture_output=True, text=True, timeout=IMPORT, check=False
         )
-        said = done.stderr
+        said = done.stderr.strip() or "no answer"
     except subprocess.TimeoutExpired:
-        said = "no answer"
+        done, said = None, "no answer"
     if "AuthenticationError" in said:
         raise KitError(
             f"the head at {target} does not take this token.", f"scp {host}:<its clone>/{TOKEN.name} . and chmod 600 it"
         )
-    if "Traceback" in said or said == "no answer":
-        last = (said.strip().splitlines() or [said])[-1]
-        raise KitError(f"what answers at {target} is no head of Ray 2.60: {last[:200]}.", "look at HEAD")
+    if done is None or done.returncode:
+        last = said.splitlines()[-1][:200]
+        raise KitError(f"what answers at {target} is no head of Ray 2.60: {last}.", "look at HEAD")
 
 
 @contextmanager
