@@ -118,6 +118,14 @@ serve: $(starter) ## MODEL in the browser, and for OpenAI's clients; LISTEN=0.0.
 chat: $(starter) ## MODEL in the terminal, loaded once; or a turn for each line of a pipe
 	@$(python) -m scripts.chat
 
+.PHONY: story
+story: environment ## docs/story.ipynb, out of docs/story.py where it is not there
+	@$(python) -m scripts.notebook --prepare
+
+.PHONY: notebook
+notebook: $(starter) ## The story of a language model, in JupyterLab; needs EXTRA=notebook
+	@$(python) -m scripts.notebook
+
 .PHONY: batch
 batch: $(starter) ## Every prompt of a file, with MODEL loaded once; goes on where it stopped
 	@$(python) -m scripts.batch
@@ -197,6 +205,10 @@ lock: environment ## The locks, resolved anew from env/requirements*.in
 .PHONY: outdated
 outdated: environment ## What the locks could move to
 	@sh env/outdated.sh
+
+.PHONY: audit
+audit: development ## What is known against the packages, by a public service of advisories
+	@sh env/audit.sh
 
 .PHONY: sbom
 sbom: environment ## What is inside: every package, its hashes and licence, as CycloneDX

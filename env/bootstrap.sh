@@ -146,15 +146,18 @@ brought_uv() {
   "$python" -c 'import sys; from kit.environment import wheels; print(*wheels.brought(sys.argv[1:]), sep="\n")' uv pip 2>/dev/null
 }
 
+is_empty() { [ -z "$(ls -A "$1" 2>/dev/null)" ]; }
+
 make_venv() {
   uv_wheel=$(brought_uv | head -n 1)
   [ -n "$uv_wheel" ] || check_venv
-  rm -rf .venv || die ".venv cannot be removed." "remove it by hand, then the same command"
+  # An editor's container has a volume there, which can be emptied and not removed.
+  rm -rf .venv 2>/dev/null || is_empty .venv || die ".venv cannot be removed." "remove it by hand, then the same command"
   free_mb=$(df -Pk . | awk 'NR == 2 { print int($4 * 1.024 / 1000) }')
   [ "$free_mb" -ge "$NEEDED_MB" ] ||
     die "the environment needs $NEEDED_MB MB on this disk, and $free_mb MB are free." "free some room, then the same command"
   say "making .venv with Python $(describe "$python")"
-  mkdir .venv || die ".venv cannot be made in $root." "check who owns the folder and whether it can be written"
+  mkdir -p .venv || die ".venv cannot be made in $root." "check who owns the folder and whether it can be written"
   if [ -n "$uv_wheel" ]; then
     # venv's own pip would be made to install one wheel: 4 s where this takes 1.
     logged "$python" -m venv --without-pip .venv || explain "making .venv"
@@ -210,7 +213,7 @@ sync() {
 }
 
 if ! in_place || [ ! -x .venv/bin/uv ]; then
-  [ ! -e .venv ] || say "the .venv that is here is unfinished, moved, or made with another Python: making it anew"
+  is_empty .venv || say "the .venv that is here is unfinished, moved, or made with another Python: making it anew"
   [ -z "$borrowed" ] || fetch_python
   make_venv
 fi

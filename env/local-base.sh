@@ -27,8 +27,8 @@ folder=$(mktemp -d "${TMPDIR:-/tmp}/kit.XXXXXX") || die "no temporary folder can
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 130' INT TERM
 say "building $image from Debian's packages (a minute)"
-# make and git are for the tests alone.
-debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,make,git "$suite" "$folder/root" \
+# make, git and sudo are for the tests and for an editor's container.
+debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,make,git,sudo "$suite" "$folder/root" \
   ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$folder/log" 2>&1 || {
   tail -5 "$folder/log" >&2
   die "debootstrap failed, with the words above." "check the network, or name a mirror: DEBIAN_MIRROR=http://…"

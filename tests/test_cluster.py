@@ -45,13 +45,13 @@ def token(tmp_path, monkeypatch) -> Path:
 def ray_is_here(monkeypatch) -> None:
     """On a Linux machine."""
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(cluster, "require_ray", lambda: None)
+    monkeypatch.setattr(locks, "require_extra", lambda name, module: None)
     monkeypatch.setattr(cluster, "set_environment", lambda on_loopback: None)
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(KitError, match="Ray is not in") as error:
+    with pytest.raises(KitError, match="ray is not in") as error:
         cluster.prepare(None, "127.0.0.1", 0)
     assert error.value.hint == (Command("setup", EXTRA="ray"),)
 

@@ -7,7 +7,6 @@ time), of the commit, Python and packages that it has, and `kit-model-<proof>` f
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import secrets
@@ -105,15 +104,9 @@ def _short(text: str) -> str:
 # --- Ray's own settings -----------------------------------------------------------------------------------------------
 
 
-def require_ray() -> None:
-    """Raises KitError where it is not installed."""
-    if importlib.util.find_spec("ray") is None:
-        raise KitError("Ray is not in .venv: it comes with an extra lock.", Command("setup", EXTRA="ray"))
-
-
 def set_environment(on_loopback: bool) -> None:
     """What Ray reads of the environment, before it is imported. No telemetry; a token for whoever asks."""
-    require_ray()
+    locks.require_extra("ray", "ray")
     os.environ |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(TOKEN),
@@ -182,7 +175,7 @@ def prepare(head: str | None, listen: str, port: int) -> Node:
             Command("batch", RAY="auto"),
             "; a cluster is of Linux",
         )
-    require_ray()
+    locks.require_extra("ray", "ray")
     if head is None:
         address.require_port(host, port, lambda other: Command("node", PORT=other))
         make_token()
@@ -286,7 +279,7 @@ def connected(where: str, on_lost: Callable[[KitError], NoReturn]) -> Iterator[N
     """Within this Ray is at work: `auto` is the node of this machine, or where there is none one for the block; else it
     is the head's address. Raises KitError within seconds where that does not answer, or not to this token. `on_lost`
     ends the process where the head is gone: Ray would do it some seconds later, without a word, and hears nothing."""
-    require_ray()
+    locks.require_extra("ray", "ray")
     target = f"{LOOPBACK}:{PORT}" if where == "auto" else with_port(where)
     alone = where == "auto" and not _answers(target)
     if alone:

@@ -165,7 +165,7 @@ class Engine(ABC):
         KitError, also where something else ran than what was asked for."""
 
     @abstractmethod
-    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
+    def generate(self, request: Request, on_text: Callable[[str], None] = lambda text: None) -> Generated:
         """Completes the request's prompt; hands over the text as it comes."""
 
     def generate_all(self, requests: Iterable[Request], slots: int) -> Generator[tuple[int, Generated | KitError]]:
@@ -177,7 +177,7 @@ class Engine(ABC):
         """
         for place, request in enumerate(requests):
             try:
-                yield place, self.generate(request, lambda piece: None)
+                yield place, self.generate(request)
             except KitError as error:
                 yield place, error
 

@@ -46,7 +46,11 @@ def complete(
 
 @contextmanager
 def loaded(
-    request: Request, context: int, on_device: Callable[[Device], None], on_progress: Progress = silent, slots: int = 1
+    request: Request,
+    context: int,
+    on_device: Callable[[Device], None] = lambda device: None,
+    on_progress: Progress = silent,
+    slots: int = 1,
 ) -> Iterator[Engine]:
     """The request's engine for many prompts like it, of up to `context` tokens each, `slots` of them at a time. Raises
     as `complete` does, and where so many slots do not fit into memory."""

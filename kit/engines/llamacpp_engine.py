@@ -109,7 +109,7 @@ class LlamacppEngine(Engine):
         rounded = -(-context // STEP) * STEP
         return int(super().memory_needed(context, slots) + slots * rounded * per_token + logits)
 
-    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
+    def generate(self, request: Request, on_text: Callable[[str], None] = lambda text: None) -> Generated:
         prompt_ids, ends = self.fit(request), self.examined.ends
         said = ""
         token_ids: list[int] = []

@@ -152,7 +152,7 @@ class TorchEngine(Engine):
                 what = f"{wanted} was asked for, and {self.model.name} was loaded in {got}."
                 raise KitError(what, "please report it")
 
-    def generate(self, request: Request, on_text: Callable[[str], None]) -> Generated:
+    def generate(self, request: Request, on_text: Callable[[str], None] = lambda text: None) -> Generated:
         import torch
 
         prompt_ids = self.fit(request)
@@ -177,7 +177,7 @@ class TorchEngine(Engine):
             for place, request in ahead:
                 try:
                     if request.temperature > 0:  # torch has one source of chance for a whole batch
-                        yield place, self.generate(request, lambda piece: None)
+                        yield place, self.generate(request)
                     else:
                         ready.append((place, request, self.fit(request)))
                 except KitError as error:

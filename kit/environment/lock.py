@@ -7,6 +7,7 @@ Python 3.9 too: the doctor's first stage reads locks before there is an environm
 from __future__ import annotations
 
 import ast
+import importlib.util
 import operator
 import platform
 import re
@@ -29,7 +30,7 @@ PYTHONS = ("3.11", "3.12", "3.13")
 
 # What .venv may have besides, in locks of their own: the development tools, and what `make setup EXTRA=…` names.
 DEVELOPMENT = "dev"
-EXTRAS = ("ray",)
+EXTRAS = ("notebook", "ray")
 NEXT = "git checkout env/lock"
 
 PIN = re.compile(
@@ -129,6 +130,12 @@ def extras(asked: str) -> tuple[str, ...]:
         if name not in EXTRAS:
             raise WrongUsage(f"EXTRA={name}: there is none. There are: {', '.join(EXTRAS)}.", "leave it out")
     return names
+
+
+def require_extra(name: str, module: str) -> None:
+    """Raises KitError where the extra, which brings `module`, is not in .venv."""
+    if importlib.util.find_spec(module) is None:
+        raise KitError(f"{module} is not in .venv: it comes with an extra lock.", Command("setup", EXTRA=name))
 
 
 def read(lock: str) -> list[Pin]:

@@ -58,7 +58,7 @@ def completion(engine: Engine, model: Model, prompt: str, tokens: int) -> str:
     room = model.context - len(engine.encode(prompt))
     if room < 1:
         return ""
-    text = engine.generate(Request(model, prompt, max_new_tokens=min(tokens, room)), lambda piece: None).text
+    text = engine.generate(Request(model, prompt, max_new_tokens=min(tokens, room))).text
     return " ".join(text.split())
 
 
