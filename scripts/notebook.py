@@ -31,7 +31,9 @@ def notebook(context: click.Context, prepare: bool, port: int) -> None:
     if not prepare:
         story.require(port)
     if story.write():
-        cli.note("note: docs/story.ipynb is of an older story; for the new one: mv docs/story.ipynb docs/mine.ipynb first")
+        cli.note(
+            "note: docs/story.ipynb is of an older story; for the new one, first: mv docs/story.ipynb docs/my.ipynb"
+        )
     if prepare:
         cli.note("docs/story.ipynb is here: open it in an editor, with .venv as its Python; or: make notebook")
         return

@@ -187,7 +187,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 # Modules that share something costly or the one engine; each other module is a group of its own.
 GROUPS = {
-    **dict.fromkeys(("test_docker_download", "test_docker_image", "test_docker_run"), "engine"),
+    **dict.fromkeys(("test_docker_download", "test_docker_image", "test_docker_run", "test_devcontainer"), "engine"),
     **dict.fromkeys(("test_room", "test_workshop"), "room"),
 }
 

@@ -50,7 +50,7 @@ def ray_is_here(monkeypatch) -> None:
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(locks, "installed", lambda venv: {})
     with pytest.raises(KitError, match="ray is not in") as error:
         cluster.prepare(None, "127.0.0.1", 0)
     assert error.value.hint == (Command("setup", EXTRA="ray"),)

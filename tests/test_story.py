@@ -18,6 +18,7 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from kit.environment import lock as locks
 from kit.errors import Command, KitError
 from kit.paths import ROOT
 from kit.serve import notebook
@@ -95,7 +96,7 @@ def test_what_a_reader_has_changed_stays_and_a_newer_story_is_said(own_notebook)
 
 
 def test_without_the_extra_it_says_what_to_type(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(locks, "installed", lambda venv: {})
     with pytest.raises(KitError, match="jupyterlab is not in") as error:
         notebook.require(8888)
     assert error.value.hint == (Command("setup", EXTRA="notebook"),)

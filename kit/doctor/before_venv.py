@@ -126,16 +126,12 @@ def check_environment() -> Outcome:
     # The folder, not its spelling: a disk may take no notice of small and large letters.
     if not (Path(place).exists() and Path(place).samefile(VENV)):
         return Outcome(FAIL, f".venv was made for {place} and moved", Command("setup"))
-    lock = "env/lock/macos.txt" if sys.platform == "darwin" else "env/lock/linux.txt"
-    pinned = locks.read(lock)
-    for extra in locks.extras_of(VENV):
-        pinned += locks.read(locks.path_of(extra))
-    present = locks.installed(VENV)
-    differing = locks.differences(pinned, present)
+    target, present = locks.of(VENV), locks.installed(VENV)
+    differing = locks.differences(locks.pins(target), present)
     if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         return Outcome(FAIL, f"not what the lock says: {', '.join(differing[:3])}{more}", Command("clean setup"))
-    return Outcome(OK, f"{len(present)} packages, as {lock} says")
+    return Outcome(OK, f"{len(present)} packages, as {target.lock} says")
 
 
 def check_model(name: str) -> Outcome:

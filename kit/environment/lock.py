@@ -7,12 +7,12 @@ Python 3.9 too: the doctor's first stage reads locks before there is an environm
 from __future__ import annotations
 
 import ast
-import importlib.util
 import operator
 import platform
 import re
+import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -71,9 +71,10 @@ class Pin:
     sha256: tuple[str, ...]
 
 
-def this() -> Target:
-    """The machine and the Python that this runs on. Raises KitError for one that no lock is for."""
-    system, machine, python = platform.system(), platform.machine(), ".".join(platform.python_version_tuple()[:2])
+def this(python: str | None = None) -> Target:
+    """The machine and the Python that this runs on, or another one. Raises KitError for one that no lock is for."""
+    system, machine = platform.system(), platform.machine()
+    python = python or ".".join(platform.python_version_tuple()[:2])
     machine = {("Linux", "arm64"): "aarch64"}.get((system, machine), machine)  # as some kernels say
     for name, (_, *wanted) in PLATFORMS.items():
         if wanted == [system.lower(), machine] and python in PYTHONS:
@@ -104,7 +105,7 @@ def pins(target: Target) -> tuple[Pin, ...]:
     another form."""
     _, system, machine = PLATFORMS[target.platform]
     facts = {"sys_platform": system, "platform_machine": machine, "python_full_version": target.python}
-    facts["platform_python_implementation"] = "CPython"
+    facts |= {"platform_python_implementation": "CPython", "implementation_name": "cpython"}
     found: dict[str, Pin] = {}
     for lock in (target.lock, *map(path_of, target.extras)):
         for pin in read(lock):
@@ -132,10 +133,10 @@ def extras(asked: str) -> tuple[str, ...]:
     return names
 
 
-def require_extra(name: str, module: str) -> None:
-    """Raises KitError where the extra, which brings `module`, is not in .venv."""
-    if importlib.util.find_spec(module) is None:
-        raise KitError(f"{module} is not in .venv: it comes with an extra lock.", Command("setup", EXTRA=name))
+def require_extra(name: str, package: str) -> None:
+    """Raises KitError where the extra, which brings `package`, is not in the environment that this runs in."""
+    if package not in installed(Path(sys.prefix)):
+        raise KitError(f"{package} is not in .venv: it comes with an extra lock.", Command("setup", EXTRA=name))
 
 
 def read(lock: str) -> list[Pin]:
@@ -215,6 +216,12 @@ def differences(pinned: Iterable[Pin], present: dict[str, str]) -> list[str]:
         if present.get(name) not in allowed
     ]
     return found + [f"{name} is not in the lock" for name in sorted(set(present) - set(versions))]
+
+
+def of(venv: Path) -> Target:
+    """What .venv is for, with its extras, whichever Python asks. Raises KitError for one that no lock is for."""
+    python = next(folder.name.removeprefix("python") for folder in venv.glob("lib/python*"))
+    return replace(this(python), extras=tuple(extras_of(venv)))
 
 
 def unproved(venv: Path) -> list[str]:
