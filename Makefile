@@ -219,7 +219,7 @@ variables: environment ## What is written from the table of variables in env/var
 	@$(python) -m scripts.variables
 
 .PHONY: pictures
-pictures: development $(starter) ## The pictures in docs/, from real runs in Debian's chromium
+pictures: development $(starter) ## The pictures in docs/, from real runs; needs chromium
 	@$(python) -m tests.pictures
 
 .PHONY: lint

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
 
-from kit.errors import KitError
+from kit.errors import Command, KitError
 from kit.serve import notebook as story
 from scripts import cli
+from scripts.hints import words
 from scripts.options import option_prepare, takes
 
 
@@ -35,12 +37,13 @@ def notebook(context: click.Context, prepare: bool, port: int) -> None:
             "note: docs/story.ipynb is of an older story; for the new one, first: mv docs/story.ipynb docs/my.ipynb"
         )
     if prepare:
-        cli.note("docs/story.ipynb is here: open it in an editor, with .venv as its Python; or: make notebook")
+        lab = words([Command("notebook")])
+        cli.note(f"docs/story.ipynb is here: open it in an editor, with .venv as its Python; or: {lab}")
         return
     cli.note("starting JupyterLab …")
     with story.running(port) as (child, address):
         if not story.has_screen():
-            cli.note(f"without a screen here, type on your own machine: {story.tunnel(port)}")
+            cli.note(f"without a screen here, type on your own machine: {story.tunnel(urlsplit(address).port)}")
         cli.note("the notebook, until Ctrl-C (the address holds its key):")
         cli.result(f"{address}\n")
         while child.poll() is None:

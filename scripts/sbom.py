@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from kit.environment import sbom as materials
@@ -19,8 +17,8 @@ def sbom() -> None:
     \b
     make -s sbom > sbom.json
     """
-    document = materials.document()
-    cli.result(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    document = materials.of_environment()
+    cli.result(materials.as_json(document))
     cli.note(f"{len(document['components'])} packages")
 
 

@@ -32,7 +32,8 @@ def tiny_wheel(folder: Path, name: str, tags: str = "py3-none-any") -> Path:
     with zipfile.ZipFile(path, "w") as wheel:
         for member, text in {
             f"{name}.py": f"NAME = {name!r}\n",
-            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nLicense-Expression: MIT\n",
+            f"{info}/licenses/LICENSE": f"the licence of {name}\n",
             f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: {tags}\n",
             f"{info}/RECORD": f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n",
         }.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kit.environment import lock as locks
+from kit.environment import wheels
 from kit.offline import bundle
 from tests.bundle_kit import ADAPTER, LICENCES, MODEL_FILES, bundle_kit, sha256, tuned_model
 from tests.conftest import Done, clean_environment, run_command
@@ -74,10 +76,17 @@ def test_what_is_in_a_bundle(here):
     sums = bundle.parse_sums((here.made / "SHA256SUMS").read_bytes())
     tracked = {f"kit/{name}" for name in here.git("ls-files").splitlines()}
     wheels_there = {f"wheels/{path.name}" for path in here.links.iterdir()}
-    assert set(sums) == tracked | wheels_there | {f"models/starter/{name}" for name in MODEL_FILES} | {"README"}
+    said = {f"licences/{path.stem}/LICENSE" for path in here.links.iterdir()} | {f"sbom/{locks.this()}.json", "README"}
+    said = {name.replace(":", "-") for name in said}
+    assert set(sums) == tracked | wheels_there | said | {f"models/starter/{name}" for name in MODEL_FILES}
     checked = ["shasum", "-a", "256", "-c", "--quiet", "SHA256SUMS"]
     assert subprocess.run(checked, cwd=here.made, check=False).returncode == 0
     assert commit in (here.made / "README").read_text()
+    inside = json.loads((here.made / "sbom" / f"{locks.this()}.json".replace(":", "-")).read_text())
+    assert inside["metadata"]["component"]["version"] == commit
+    assert {one["name"]: one["licenses"] for one in inside["components"]} == {
+        wheels.package(path.name)[0]: [{"expression": "MIT"}] for path in here.links.iterdir()
+    }
 
 
 def test_the_bundles_own_kit_knows_the_commit_that_it_was_made_of(here, tmp_path):

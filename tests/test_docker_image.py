@@ -10,7 +10,10 @@ import subprocess
 import uuid
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
+from kit.environment import lock as locks
 from kit.paths import ROOT
 from tests.conftest import clean_environment, copy_kit, run_command
 from tests.docker_kit import compose, docker, image, tidy_engine, verb
@@ -143,6 +146,14 @@ for package in importlib.metadata.distributions():
         if re.search("licen[cs]e|copying|notice", file.name, re.IGNORECASE) and not file.locate().exists():
             print(file)
 """
+
+
+def test_the_image_says_what_is_inside(built):
+    said = json.loads(docker("run", "--rm", "--network", "none", "--entrypoint", "cat", built, "sbom.json"))
+    assert {one["name"]: one["version"] for one in said["components"]} == {
+        pin.name: pin.version for pin in locks.pins(locks.Target(locks.this().platform, "3.11"))
+    }
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(json.dumps(said)) is None
 
 
 def test_every_licence_of_every_package_stays(built):

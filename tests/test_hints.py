@@ -16,9 +16,18 @@ from scripts.hints import outside_container, typed, words
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 MODULES = sorted([*ROOT.glob("kit/**/*.py"), *ROOT.glob("scripts/*.py")])
 # What works outside the container without the image: of reports, bundles and the registry, with the kit's environment.
-OF_THE_CLONE = {"compare", "readiness", "bundle", "mirror", "add-model", "node", "lock", "variables", "docker-run"} | {
-    *("export", "models", "remove")
-}
+OF_THE_CLONE = {
+    "compare",
+    "readiness",
+    "bundle",
+    "mirror",
+    "add-model",
+    "node",
+    "notebook",
+    "lock",
+    "variables",
+    "docker-run",
+} | {*("export", "models", "remove")}
 
 
 def commands() -> list[tuple[str, Command]]:

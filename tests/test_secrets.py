@@ -49,6 +49,7 @@ VERBS = [
     ["add_model", "--repo", "meta/gated", "--name", "again"],
     ["gguf"],
     ["tune"],
+    ["notebook", "--prepare"],
     ["export"],
     ["models"],
     ["remove", "--name", "none"],

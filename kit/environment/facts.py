@@ -17,6 +17,7 @@ from kit.environment import machine
 from kit.environment.lock import normal
 from kit.paths import ROOT
 
+UNKNOWN = "unknown"  # a commit that nothing here tells
 # What changes how the libraries compute.
 DECIDING = ["ATEN_CPU_CAPABILITY", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA"]
 DECIDING += ["PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO", "PYTORCH_MPS_FAST_MATH"]
@@ -43,9 +44,9 @@ def commit() -> str:
     """
     # A container's image was given the commit when it was built; git wrote it into what it exported, such as a bundle.
     if not (ROOT / ".git").exists():
-        return os.environ.get("KIT_COMMIT") or _exported_commit() or "unknown"
+        return os.environ.get("KIT_COMMIT") or _exported_commit() or UNKNOWN
     found = _git("rev-parse", "HEAD")
-    return f"{found}-changed" if found and _git("status", "--porcelain") else found or "unknown"
+    return f"{found}-changed" if found and _git("status", "--porcelain") else found or UNKNOWN
 
 
 def _exported_commit() -> str:

@@ -6,34 +6,69 @@ that the same environment gives the same bytes.
 
 from __future__ import annotations
 
+import email
 import hashlib
 import json
+import re
 import uuid
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from email.message import Message
 from importlib import metadata
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
 from kit.environment import facts
 from kit.environment import lock as locks
+from kit.environment.lock import Target
 from kit.paths import ROOT
 
 ROOT_REF = "base-model-kit"
+LICENCE = re.compile(r"[^/]+\.dist-info/(licenses?/.+|[^/]*(LICEN[CS]E|COPYING|NOTICE|AUTHORS)[^/]*)", re.IGNORECASE)
 
 
-def document() -> dict[str, Any]:
-    """The whole of it, as JSON takes it. Raises KitError for a machine that no lock is for, or a lock that is none."""
-    here = locks.this()
-    extras = tuple(extra for extra in locks.extras_of(ROOT / ".venv") if extra in locks.EXTRAS)
-    pins = {pin.name: pin for pin in locks.pins(locks.Target(here.platform, here.python, extras))}
-    found = {locks.normal(one.name): one for one in metadata.distributions()}
-    packages = {name: found[name] for name in sorted(found) if name in pins}
-    needs = {name: sorted(_needs(one) & set(packages)) for name, one in packages.items()}
+def of_environment() -> dict[str, Any]:
+    """That of .venv. Raises KitError for a machine that no lock is for, or a lock that is none."""
+    target = locks.of(ROOT / ".venv")
+    extras = tuple(extra for extra in target.extras if extra in locks.EXTRAS)
+    said = {locks.normal(one.name): cast(Message, one.metadata) for one in metadata.distributions()}
+    return document(replace(target, extras=extras), said, facts.commit())
+
+
+def of_wheels(target: Target, wheels: Iterable[Path], commit: str) -> dict[str, Any]:
+    """That of what the wheels install on `target`."""
+    found = (read_wheel(wheel) for wheel in wheels)
+    return document(target, {locks.normal(str(said["Name"])): said for said in found}, commit)
+
+
+def read_wheel(wheel: Path) -> Message:
+    """What the package says of itself."""
+    with zipfile.ZipFile(wheel) as file:
+        name = next(name for name in file.namelist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", name))
+        return email.message_from_bytes(file.read(name))
+
+
+def licence_texts(wheel: Path) -> Iterator[tuple[str, bytes]]:
+    """The texts of its licences that a wheel has, each with its path in there."""
+    with zipfile.ZipFile(wheel) as file:
+        for name in file.namelist():
+            if (found := LICENCE.fullmatch(name)) and not name.endswith("/"):
+                yield re.sub(r"^licenses?/", "", found[1]), file.read(name)
+
+
+def document(target: Target, said: Mapping[str, Message], commit: str) -> dict[str, Any]:
+    """The whole of it, as JSON takes it: the packages of the lock that `said` has, by what they say."""
+    pins = {pin.name: pin for pin in locks.pins(target)}
+    packages = {name: said[name] for name in sorted(said) if name in pins}
+    needs = {name: sorted(_needs(one, target) & set(packages)) for name, one in packages.items()}
     components = [_component(name, one, pins[name]) for name, one in packages.items()]
     refs = {name: component["bom-ref"] for name, component in zip(packages, components, strict=True)}
     top = sorted(set(packages) - {need for each in needs.values() for need in each})
     text = json.dumps(components, sort_keys=True)
+    # In an image the commit is a label: another commit with the same files is the same layers.
+    known = {} if commit == facts.UNKNOWN else {"version": commit}
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -44,7 +79,7 @@ def document() -> dict[str, Any]:
                 "type": "application",
                 "bom-ref": ROOT_REF,
                 "name": ROOT_REF,
-                "version": facts.commit(),
+                **known,
                 "licenses": [{"license": {"id": "MIT"}}],
             }
         },
@@ -56,16 +91,21 @@ def document() -> dict[str, Any]:
     }
 
 
-def _component(name: str, package: metadata.Distribution, pin: locks.Pin) -> dict[str, Any]:
-    purl = f"pkg:pypi/{name}@{quote(package.version, safe='')}"
+def as_json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def _component(name: str, said: Message, pin: locks.Pin) -> dict[str, Any]:
+    version = str(said["Version"])
+    purl = f"pkg:pypi/{name}@{quote(version, safe='')}"
     return {
         "type": "library",
         "bom-ref": purl,
         "name": name,
-        "version": package.version,
+        "version": version,
         # Of each file that the lock takes for it: which one is installed depends on the machine.
         "hashes": [{"alg": "SHA-256", "content": sha256} for sha256 in sorted(pin.sha256)],
-        "licenses": licences(cast(Message, package.metadata)),
+        "licenses": licences(said),
         "purl": purl,
     }
 
@@ -83,9 +123,12 @@ def licences(said: Message) -> list[dict[str, Any]]:
     return [{"license": {"name": short if short and "\n" not in short else "not stated"}}]
 
 
-def _needs(package: metadata.Distribution) -> set[str]:
-    """The packages that it asks for on this machine, without what only its own extras bring."""
+def _needs(said: Message, target: Target) -> set[str]:
+    """The packages that it asks for on `target`, without what only its own extras bring."""
     from packaging.requirements import Requirement
 
-    wanted: Iterable[Requirement] = map(Requirement, package.requires or ())
-    return {locks.normal(one.name) for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})}
+    _, system, machine = locks.PLATFORMS[target.platform]
+    there = {"extra": "", "sys_platform": system, "platform_system": system.capitalize(), "platform_machine": machine}
+    there |= {"python_version": target.python, "python_full_version": f"{target.python}.0"}
+    wanted = [Requirement(str(one)) for one in said.get_all("Requires-Dist", [])]
+    return {locks.normal(one.name) for one in wanted if one.marker is None or one.marker.evaluate(there)}

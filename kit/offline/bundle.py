@@ -1,4 +1,4 @@
-"""A bundle: the tree `kit/ wheels/ models/ README SHA256SUMS` that brings the kit to where no network is.
+"""A bundle: the tree `kit wheels models licences sbom README SHA256SUMS` that brings the kit to where no network is.
 
 SHA256SUMS lists every other file; the bundle's digest is the sha256 of SHA256SUMS, so a folder, a tar and a mirror have
 the same. Nothing inside a bundle vouches for it: the digest comes by another way, wheels are held to the clone's lock,
@@ -17,7 +17,7 @@ from kit.errors import Command, Hint, KitError
 from kit.models.registry import Model
 
 SUMS, README = "SHA256SUMS", "README"
-KIT, WHEELS, MODELS = "kit", "wheels", "models"
+KIT, WHEELS, MODELS, LICENCES, SBOM = "kit", "wheels", "models", "licences", "sbom"
 # What file managers leave on a stick; never listed, never read.
 CLUTTER = re.compile(
     r"\.DS_Store|\._.*|\.Spotlight-V100|\.Trashes|\.Trash-\d+|\.fseventsd|\.TemporaryItems|\.DocumentRevisions-V100"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kit import paths
 from kit.environment import lock as locks
-from kit.environment import wheels
+from kit.environment import sbom, wheels
 from kit.environment.lock import Target
 from kit.errors import KitError
 from kit.files import Progress, require_room, sha256, silent, staged
@@ -110,6 +110,7 @@ class _Work:
         self._write_kit()
         self._fetch_wheels()
         self._link_models()
+        self._say_what_is_inside()
         readme = readme_text(self.commit, self.models, self.targets)
         (self.partial / bundle.README).write_text(readme, encoding="utf-8")
         sums = self._sums()
@@ -129,7 +130,8 @@ class _Work:
             if left != self.partial:
                 _remove(left)
         # What is written anew each time is no room that is taken: a tar that was not finished, copies of models.
-        for left in (place / ".arriving", self.partial / bundle.KIT, self.partial / bundle.MODELS):
+        anew = (bundle.KIT, bundle.MODELS, bundle.LICENCES, bundle.SBOM)
+        for left in (place / ".arriving", *(self.partial / name for name in anew)):
             shutil.rmtree(left, ignore_errors=True)
 
     def _check_disk(self) -> None:
@@ -190,6 +192,21 @@ class _Work:
                 _link(model.folder / path, place / model.name / path)
             if duty := licence.duty(model):
                 (place / model.name / licence.NOTICE).write_text(duty.notice, encoding="utf-8")
+
+    def _say_what_is_inside(self) -> None:
+        """Every package with its licence, a list for each target; and the texts of the licences."""
+        there = self.partial / bundle.WHEELS
+        (self.partial / bundle.SBOM).mkdir(exist_ok=True)
+        for target in self.targets:
+            wheels_of = [wheel for pin in locks.pins(target) if (wheel := wheels.wheel_of(pin, target, there))]
+            text = sbom.as_json(sbom.of_wheels(target, wheels_of, self.commit))
+            (self.partial / bundle.SBOM / f"{target.platform}-{target.python}.json").write_text(text, encoding="utf-8")
+        for wheel in sorted(there.glob("*.whl")):
+            for name, content in sbom.licence_texts(wheel):
+                path = f"{bundle.LICENCES}/{wheel.stem}/{name}"
+                bundle.check_path(path)
+                (self.partial / path).parent.mkdir(parents=True, exist_ok=True)
+                (self.partial / path).write_bytes(content)
 
     def _sums(self) -> dict[str, str]:
         """The sha256 of every file, the models' held against their pins."""
@@ -257,7 +274,10 @@ def _remove(path: Path) -> None:
 def readme_text(commit: str, models: list[Model], targets: list[Target]) -> str:
     """The README for these models and targets."""
     duties = [licence.duty(model) for model in models]
-    licences = ["  base-model-kit: MIT (kit/LICENSE); each package its own, in its wheel", *map(_of, models)]
+    licences = [
+        "  base-model-kit: MIT (kit/LICENSE); each package its own: licences/, and sbom/ says which",
+        *map(_of, models),
+    ]
     text = (ROOT / "env" / "bundle-readme.txt").read_text(encoding="utf-8")
     return text.format(
         commit=commit,

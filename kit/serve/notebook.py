@@ -109,7 +109,7 @@ def has_screen() -> bool:
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
-def tunnel(port: int) -> str:
+def tunnel(port: int | None) -> str:
     """What to type on the machine with the screen, so that the address is right there too."""
     there = os.environ.get("SSH_CONNECTION", "").split()
     return f"ssh -L {port}:{LOOPBACK}:{port} {there[2] if len(there) == 4 else socket.gethostname()}"
