@@ -17,8 +17,9 @@ from tests.test_serving import start
 
 DOCS = ROOT / "docs"
 TERMINAL = """<!doctype html><meta charset="utf-8"><style>
-body { margin: 0; background: #1e1e1e; color: #ddd } pre { margin: 16px; white-space: pre-wrap; font: 13px/1.45 monospace } b { color: #fff }
-.ok { color: #7ec87e } .warn { color: #e6b450 } .fail { color: #ff6b6b }
+body { margin: 0; background: #1e1e1e; color: #ddd }
+pre { margin: 16px; white-space: pre-wrap; font: 13px/1.45 monospace }
+b { color: #fff } .ok { color: #7ec87e } .warn { color: #e6b450 } .fail { color: #ff6b6b }
 </style><pre>"""
 COLOURS = {" ok ": "ok", " warn": "warn", " FAIL": "fail"}
 
