@@ -279,7 +279,7 @@ def test_names_that_are_none_are_wrong_usage(here):
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system needs root, on Linux")
     yield folder
