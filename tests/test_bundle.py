@@ -15,7 +15,7 @@ import pytest
 from kit.environment import lock as locks
 from kit.environment import wheels
 from kit.offline import bundle
-from tests.bundle_kit import ADAPTER, LICENCES, MODEL_FILES, bundle_kit, sha256, tuned_model
+from tests.bundle_kit import ADAPTER, LICENCES, MODEL_FILES, bundle_kit, sha256, tiny_wheel, tuned_model
 from tests.conftest import Done, clean_environment, run_command
 
 NOTICE = (
@@ -96,6 +96,20 @@ def test_the_bundles_own_kit_knows_the_commit_that_it_was_made_of(here, tmp_path
     program = "from kit.environment import facts; print(facts.commit())"
     done = run_command([sys.executable, "-c", program], cwd=tmp_path / "from a stick")
     assert done.out.strip() == here.git("rev-parse", "HEAD"), done.err
+
+
+def test_an_extra_goes_along_where_it_is_asked_for(here):
+    wheel = tiny_wheel(here.links, "gamma")
+    pin = f"gamma==1.0 \\\n    --hash=sha256:{sha256(wheel.read_bytes())}\n"
+    (here.folder / "env" / "lock" / "ray.txt").write_text(pin)
+    here.git("commit", "-qam", "an extra")
+    assert here.bundle().status == 0
+    assert not (here.made / "wheels" / wheel.name).exists()
+    done = here.bundle("--extra", "ray")
+    assert done.status == 0, done.err
+    assert (here.made / "wheels" / wheel.name).exists()
+    assert (here.made / "licences" / wheel.stem / "LICENSE").exists()
+    assert '"gamma"' in (here.made / "sbom" / f"{locks.this()}.json".replace(":", "-")).read_text()
 
 
 def test_the_digest_alone_is_the_result(here):

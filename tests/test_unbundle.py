@@ -16,7 +16,7 @@ import pytest
 
 from kit.errors import KitError
 from kit.offline import bundle, sources
-from tests.bundle_kit import ADAPTER, MODEL_FILES, NAME, TAG, BundleKit, bundle_kit, tiny_wheel, tuned_model
+from tests.bundle_kit import ADAPTER, MODEL_FILES, NAME, TAG, BundleKit, bundle_kit, sha256, tiny_wheel, tuned_model
 from tests.conftest import run_command
 
 MODEL = ["models/tiny/.verified.json", "models/tiny/config.json", "models/tiny/model.safetensors"]
@@ -31,6 +31,17 @@ def assert_taken(room: BundleKit) -> None:
     wheels = sorted(path.name for path in (room.folder / "wheels").glob("*.whl"))
     assert room.installed() == [*wheels, *MODEL]
     assert (room.kit / "models/tiny/model.safetensors").read_bytes() == MODEL_FILES["model.safetensors"]
+
+
+def test_an_extra_that_a_bundle_carries_is_taken_with_it(room):
+    wheel = tiny_wheel(room.folder / "wheels", "gamma")
+    pin = f"gamma==1.0 \\\n    --hash=sha256:{sha256(wheel.read_bytes())}\n"
+    (room.kit / "env" / "lock" / "notebook.txt").write_text(pin)
+    room.seal()
+    done = room.unbundle(digest=room.digest)
+    assert done.status == 0, done.err
+    assert_taken(room)
+    assert wheel.name in room.installed()
 
 
 def assert_refused(room: BundleKit, done, name: str, why: str = "") -> None:
