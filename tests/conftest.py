@@ -192,8 +192,16 @@ GROUPS = {
 }
 
 
-# Those that take longest, in minutes: begun last, they would keep one worker at work alone.
-FIRST = ("test_tuning_page", "test_cluster", "test_tune")
+# The groups that take longest, in minutes: begun last, one of them would keep one worker at work alone.
+FIRST = (
+    "test_room",
+    "test_workshop",
+    "test_docker_image",
+    "test_docker_run",
+    "test_docker_download",
+    "test_devcontainer",
+)
+FIRST += ("test_tuning_page", "test_setup", "test_cluster", "test_planted_secrets")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

@@ -146,9 +146,13 @@ def test_it_opens_on_loopback_with_a_token_in_the_kernel_of_the_kit(kit_copy, tm
         asked = urllib.request.Request(f"{api}/kernels", b"{}", with_token, method="POST")
         kernel = json.load(urllib.request.urlopen(asked, timeout=60))
         assert kernel["name"] == "python3"
-        running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-        own = [line for line in running.splitlines() if kernel["id"] in line]
-        assert own
+        own: list[str] = []
+        while not own:
+            assert time.monotonic() < end, said.read_text()
+            running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+            place = str(kit_copy / ".venv" / "jupyter")
+            own = [line for line in running.splitlines() if "ipykernel" in line and place in line]
+            time.sleep(0.2)
         assert own[0].startswith(sys.executable)
     finally:
         child.send_signal(signal.SIGINT)
