@@ -149,7 +149,7 @@ def test_it_opens_on_loopback_with_a_token_in_the_kernel_of_the_kit(kit_copy, tm
         own: list[str] = []
         while not own:
             assert time.monotonic() < end, said.read_text()
-            running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+            running = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
             place = str(kit_copy / ".venv" / "jupyter")
             own = [line for line in running.splitlines() if "ipykernel" in line and place in line]
             time.sleep(0.2)
