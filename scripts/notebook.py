@@ -48,6 +48,8 @@ def notebook(context: click.Context, prepare: bool, port: int) -> None:
         cli.result(f"{address}\n")
         while child.poll() is None:
             time.sleep(0.5)
+        if not child.returncode:  # as its menu can
+            return
     raise KitError("JupyterLab ended by itself: .venv/jupyter/log has its words.", "the same command")
 
 

@@ -388,3 +388,24 @@ def test_alone_a_node_listens_on_loopback_and_leaves_nothing(machines):
     assert third.node.wait(60) == 130
     wait_for(lambda: not third.processes(), None, third.log)
     assert not own.exists()
+
+
+@pytest.mark.slow
+def test_a_base_and_what_was_tuned_of_it_are_compared_over_two_machines(machines):
+    head, second, _ = machines
+    (head.folder / "notes.txt").write_text("\n\n".join(f"The heron of house {number} is blue." for number in range(12)))
+    done = head.run("tune", "--data", "notes.txt", "--name", "mine", "--epochs", "1", "--device", "cpu")
+    assert done.status == 0, done.err
+    shutil.copytree(head.folder / "models" / "mine", second.folder / "models" / "mine")
+    head.become_node()
+    second.become_node("--head", HEAD)
+    prompts_in(head, 24)
+    for model in ("starter", "mine"):
+        files = ["--in", "prompts.jsonl", "--out", f"{model}.jsonl", "--model", model, "--method", "llamacpp"]
+        done = head.run("batch", *files, "--device", "cpu", "--slots", "2", "--max-new-tokens", "4", "--ray", HEAD)
+        assert done.status == 0, done.err
+        assert f"nodes that take prompts: {HEAD}, {second.address}" in done.err
+    done = head.run("compare")
+    assert done.status in (0, 1), done.err
+    assert "starter" in done.err
+    assert "mine" in done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import platform
 import re
 import shutil
 import subprocess
@@ -193,7 +194,9 @@ def test_disk_that_is_too_small(kit_copy, monkeypatch):
 
 @pytest.fixture
 def venv(tmp_path, monkeypatch) -> Path:
-    """A .venv of the lock's packages, by the names of their .dist-info folders."""
+    """A .venv of Linux' lock's packages, by the names of their .dist-info folders."""
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     folder = tmp_path / ".venv"
     monkeypatch.setattr(before_venv, "VENV", folder)
     packages = folder / "lib" / "python3.11" / "site-packages"
@@ -214,18 +217,15 @@ class TestEnvironment:
         assert outcome.state == OK or words(outcome.next).startswith("make ")
         return outcome.state
 
-    def test_as_the_lock_says(self, venv, monkeypatch):
-        monkeypatch.setattr(before_venv.sys, "platform", "linux")
+    def test_as_the_lock_says(self, venv):
         assert self.state(r"\d+ packages, as env/lock/linux.txt says") == OK
 
-    def test_a_package_of_another_version(self, venv, monkeypatch):
-        monkeypatch.setattr(before_venv.sys, "platform", "linux")
+    def test_a_package_of_another_version(self, venv):
         (found,) = venv.glob("lib/*/*/click-*")
         found.rename(found.with_name("click-1.0.dist-info"))
         assert self.state("click is 1.0 and not 8") == FAIL
 
-    def test_a_package_too_many_and_one_missing(self, venv, monkeypatch):
-        monkeypatch.setattr(before_venv.sys, "platform", "linux")
+    def test_a_package_too_many_and_one_missing(self, venv):
         (found,) = venv.glob("lib/*/*/click-*")
         found.rename(found.with_name("six-1.0.dist-info"))
         assert self.state("click is missing.*six is not in the lock") == FAIL

@@ -154,6 +154,7 @@ def test_it_opens_on_loopback_with_a_token_in_the_kernel_of_the_kit(kit_copy, tm
             own = [line for line in running.splitlines() if "ipykernel" in line and place in line]
             time.sleep(0.2)
         assert own[0].startswith(sys.executable)
+        assert (kit_copy / ".venv" / "jupyter").stat().st_mode & 0o077 == 0  # the token stands in its log
     finally:
         child.send_signal(signal.SIGINT)
         assert child.wait(60) == 130

@@ -54,6 +54,8 @@ def running(port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """JupyterLab with the notebook open, and the address with Jupyter's token; gone behind the block. It opens the
     browser itself where there is a screen. Raises KitError with its own words where it does not start."""
     lab, runtime, log = OWN / "lab", OWN / "data" / "runtime", OWN / "log"
+    OWN.mkdir(parents=True, exist_ok=True)
+    OWN.chmod(0o700)  # the log has the token
     runtime.mkdir(parents=True, exist_ok=True)
     news = lab / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     if not news.exists():  # else the first thing is a question about news of Jupyter

@@ -20,6 +20,8 @@ site=$(echo .venv/lib/python3.*/site-packages)
 cp tests/elsewhere/other_machine.py "$site/"
 echo 'import other_machine' >"$site/zz_other_machine.pth"
 if [ "$machine" = mac ]; then
+  # It asks for Apple's frameworks, and jupytext for it where it is there.
+  [ ! -d "$site/jupyter_server" ] || mv "$site/jupyter_server" "$site/jupyter_server.gone"
   ln "$site/torch/lib/libtorch_global_deps.so" "$site/torch/lib/libtorch_global_deps.dylib"
   # The wheel for macOS has no +cpu in its version.
   for about in "$site"/torch-*+cpu.dist-info; do
@@ -31,6 +33,24 @@ fi
 rm -f .venv/ready .venv/lock.txt
 cp "env/lock/$lock.txt" .venv/lock.txt
 printf '%s\n' "$(pwd -P)/.venv" >.venv/ready
+# What the tools' locks have for that machine alone is a name here, and what they have for this one alone is none.
+env -u KIT_TESTS_ELSEWHERE .venv/bin/python - "$machine" "$site" <<'END'
+import dataclasses, pathlib, sys
+from kit.environment import lock
+machine, site = sys.argv[1:]
+here = lock.this()
+there = dataclasses.replace(here, platform="macos-arm64" if machine == "mac" else "linux-aarch64")
+extras = tuple(lock.extras_of(pathlib.Path(".venv")))
+packages = {target: {pin.name for pin in lock.pins(dataclasses.replace(target, extras=extras))} for target in (here, there)}
+for pin in lock.pins(dataclasses.replace(there, extras=extras)):
+    if pin.name not in packages[here]:
+        about = pathlib.Path(site, f"{pin.name.replace('-', '_')}-{pin.version}.dist-info", "METADATA")
+        about.parent.mkdir()
+        about.write_text(f"Metadata-Version: 2.1\nName: {pin.name}\nVersion: {pin.version}\n")
+for name in packages[here] - packages[there]:
+    for folder in pathlib.Path(site).glob(f"{name.replace('-', '_')}-*.dist-info"):
+        folder.rename(folder.with_suffix(".gone"))
+END
 export KIT_TESTS_ELSEWHERE="$machine" PATH="$copy/tests/elsewhere/$machine:$PATH"
 # aarch64 is another processor and nothing else: what speaks of processors and platforms is enough.
 tests=tests
