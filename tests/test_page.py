@@ -169,6 +169,31 @@ class TestInTheBrowser:
         tokens = page.run("return path(at).map((i) => tree[i]).filter((one) => one.origin === 'model')")
         assert all(len(token["top"]) == 10 and token["bytes"] for token in tokens)
 
+    @pytest.mark.parametrize(("text", "direction"), [("مرحبا بالعالم ", "rtl"), ("Hello world ", "ltr")])
+    def test_a_text_is_set_from_the_side_that_its_writing_begins_on(self, page, text, direction):
+        go_on(page, text)
+        assert page.run("return getComputedStyle(document.querySelector('#paper')).direction") == direction
+
+    def test_of_a_llama_it_shows_what_the_licence_asks_for_and_where_it_is(self, served):
+        said = {"shown": "Built with Llama", "licence": "Llama 3.2 Community License"}
+        said["licence_files"] = "models/llama-3.2-1b/LICENSE.txt"
+        # As the server says it of a Llama (tests/test_serving.py); there is none here.
+        source = f"""{{ const before = window.fetch; window.fetch = async (...asked) => {{
+            const answer = await before(...asked);
+            if (!String(asked[0]).includes("props")) return answer;
+            const props = await answer.json();
+            Object.assign(props.ui_settings, {json.dumps(said)});
+            return new Response(JSON.stringify(props));
+        }}; }}"""
+        with Browser() as other:
+            other.tool("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+            other.open(served.lines[0])
+            other.wait("return about.model")
+            shown = other.text("#licence")
+        assert shown.startswith("Built with Llama")
+        assert "Llama 3.2 Community License" in shown
+        assert "models/llama-3.2-1b/LICENSE.txt" in shown
+
     def test_blanks_line_ends_and_ids_are_seen_where_it_is_asked_for(self, page):
         go_on(page, "The capital of France is")
         page.click("#cut")
@@ -292,10 +317,15 @@ class TestInTheBrowser:
             tuned = go_on(window, "The capital of France is", length=6)
             window.wait(IDLE)
             base = window.text("#base-paper")
+            headings = window.text("#paper-name"), window.text("#base-name")
             asked = {"prompt": "The capital of France is", "n_predict": 6, "temperature": 0}
             scaled = [running.answer("/completion", {**asked, "lora": [{"id": 0, "scale": k}]}) for k in (1, 0)]
         finally:
             running.stop()
+        window.click("#many")
+        window.wait(IDLE + " && said.textContent.startsWith('The server does not answer')")
+        assert (window.text("#paper"), window.text("#base-paper")) == (tuned, base)
+        assert headings == ("Tuned", "Its base")
         assert base == "The capital of France is Paris.\n\nThe United"
         assert tuned != base
         assert [tuned, base] == [asked["prompt"] + one["content"] for one in scaled]
