@@ -76,7 +76,10 @@ def test_what_is_in_a_bundle(here):
     sums = bundle.parse_sums((here.made / "SHA256SUMS").read_bytes())
     tracked = {f"kit/{name}" for name in here.git("ls-files").splitlines()}
     wheels_there = {f"wheels/{path.name}" for path in here.links.iterdir()}
-    said = {f"licences/{path.stem}/LICENSE" for path in here.links.iterdir()} | {f"sbom/{locks.this()}.json", "README"}
+    said = {f"licences/{path.stem}/licenses/LICENSE" for path in here.links.iterdir()} | {
+        f"sbom/{locks.this()}.json",
+        "README",
+    }
     said = {name.replace(":", "-") for name in said}
     assert set(sums) == tracked | wheels_there | said | {f"models/starter/{name}" for name in MODEL_FILES}
     checked = ["shasum", "-a", "256", "-c", "--quiet", "SHA256SUMS"]
@@ -108,7 +111,7 @@ def test_an_extra_goes_along_where_it_is_asked_for(here):
     done = here.bundle("--extra", "ray")
     assert done.status == 0, done.err
     assert (here.made / "wheels" / wheel.name).exists()
-    assert (here.made / "licences" / wheel.stem / "LICENSE").exists()
+    assert (here.made / "licences" / wheel.stem / "licenses" / "LICENSE").exists()
     assert '"gamma"' in (here.made / "sbom" / f"{locks.this()}.json".replace(":", "-")).read_text()
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -139,6 +140,16 @@ def test_extras_are_layered_so_that_no_common_package_differs():
         for name in locks.EXTRAS:
             own = {pin.name: pin.version for pin in locks.read(locks.path_of(name)) if pin.name not in ("numpy",)}
             assert {each: alone[each] for each in own if each in alone}.items() <= own.items()
+
+
+@pytest.mark.slow
+def test_what_answers_and_is_no_head_is_said(monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not in .venv: make setup EXTRA=ray")
+    monkeypatch.setattr(cluster, "PATIENCE", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        target = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(KitError, match=f"what answers at {target} is no head of Ray"):
+            cluster.require_head(target)
 
 
 # --- Machines ---------------------------------------------------------------------------------------------------------

@@ -238,6 +238,11 @@ class TestEnvironment:
         (venv / "ready").unlink()
         assert self.state("unfinished") == FAIL
 
+    def test_packages_that_are_gone(self, venv):
+        shutil.rmtree(venv / "lib")
+        with pytest.raises(KitError, match="holds no packages"):
+            before_venv.check_environment()
+
     def test_a_python_that_is_gone(self, venv):
         (venv / "bin" / "python").unlink()
         assert self.state("the one that it was made with is gone") == FAIL

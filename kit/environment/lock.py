@@ -219,9 +219,12 @@ def differences(pinned: Iterable[Pin], present: dict[str, str]) -> list[str]:
 
 
 def of(venv: Path) -> Target:
-    """What .venv is for, with its extras, whichever Python asks. Raises KitError for one that no lock is for."""
-    python = next(folder.name.removeprefix("python") for folder in venv.glob("lib/python*"))
-    return replace(this(python), extras=tuple(extras_of(venv)))
+    """What .venv is for, with its extras, whichever Python asks. Raises KitError for one that no lock is for, and
+    where it is empty."""
+    pythons = sorted(folder.name.removeprefix("python") for folder in venv.glob("lib/python*"))
+    if not pythons:
+        raise KitError(f"{venv.name} holds no packages.", Command("clean setup"))
+    return replace(this(pythons[0]), extras=tuple(extras_of(venv)))
 
 
 def unproved(venv: Path) -> list[str]:

@@ -55,7 +55,7 @@ def licence_texts(wheel: Path) -> Iterator[tuple[str, bytes]]:
     with zipfile.ZipFile(wheel) as file:
         for name in file.namelist():
             if (found := LICENCE.fullmatch(name)) and not name.endswith("/"):
-                yield re.sub(r"^licenses?/", "", found[1]), file.read(name)
+                yield found[1], file.read(name)
 
 
 def document(target: Target, said: Mapping[str, Message], commit: str) -> dict[str, Any]:
