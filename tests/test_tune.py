@@ -56,12 +56,17 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
-def tiny(models: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A base of 0.2 MB, and no other model."""
-    folder = models / "tiny"
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("baked") / "tiny"
     bake(Recipe(config=LLAMA_3, tokenizer="llama3"), folder, 0)
-    found = model_of(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(models: Path, baked: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A base of 0.2 MB, and no other model."""
+    found = model_of(Path(shutil.copytree(baked, models / "tiny")))
     monkeypatch.setattr(registry, "read", lambda: {"tiny": found})
     monkeypatch.setattr(evaluate, "UNRELATED_TOKENS", 64)
     return found
@@ -82,6 +87,27 @@ def asked(base: Model, notes: Path, **other: object) -> Asked:
 def run(what: Asked, said: list[str] | None = None, on_progress=lambda *_: None) -> dict:
     notes: list[str] = [] if said is None else said
     return tune.tune(tune.prepare(what, notes.append), notes.append, on_progress)[0]
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[float, Path]:
+    """The finished folders of `tuned`, by learning rate."""
+    return {}
+
+
+@pytest.fixture
+def tuned(tiny: Model, notes: Path, results: dict[float, Path], tmp_path_factory: pytest.TempPathFactory):
+    """Puts models/mine there as `run(asked(tiny, notes))` leaves it, trained once for all tests that begin with it."""
+
+    def put(lr: float = 5e-3) -> Model:
+        if lr not in results:
+            run(asked(tiny, notes, lr=lr))
+            results[lr] = Path(shutil.copytree(paths.MODELS / "mine", tmp_path_factory.mktemp("tuned") / "mine"))
+        else:
+            shutil.copytree(results[lr], paths.MODELS / "mine")
+        return registry.find("mine")
+
+    return put
 
 
 def adapter(name: str = "mine") -> dict[str, bytes]:
@@ -124,8 +150,8 @@ def test_the_model_learns_and_tune_json_says_of_what_and_how(tiny, notes):
     assert str(paths.ROOT) not in json.dumps(kept)
 
 
-def test_stock_peft_loads_the_folder_and_gives_the_same_numbers(tiny, notes):
-    run(asked(tiny, notes))
+def test_stock_peft_loads_the_folder_and_gives_the_same_numbers(tiny, tuned):
+    tuned()
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -137,8 +163,8 @@ def test_stock_peft_loads_the_folder_and_gives_the_same_numbers(tiny, notes):
         assert torch.equal(stock(ids).logits, engine.loaded(ids).logits)
 
 
-def test_the_adapter_names_its_base_by_repository_and_commit_and_no_path_of_this_machine(tiny, notes):
-    run(asked(tiny, notes))
+def test_the_adapter_names_its_base_by_repository_and_commit_and_no_path_of_this_machine(tiny, tuned):
+    tuned()
     config = json.loads((paths.MODELS / "mine" / ADAPTER_CONFIG).read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (tiny.repo_id, tiny.revision)
     assert str(paths.MODELS) not in json.dumps(config)
@@ -193,9 +219,8 @@ def complete(model: Model, method: str, **other: str) -> list[int]:
     return generate.complete(Request(model, "The number 8 is", method, "cpu", max_new_tokens=6, **other)).token_ids
 
 
-def test_every_method_runs_the_tuned_model_and_its_base_is_another(tiny, notes):
-    run(asked(tiny, notes))
-    found = registry.find("mine")
+def test_every_method_runs_the_tuned_model_and_its_base_is_another(tiny, tuned):
+    found = tuned()
     by_method = {method: complete(found, method) for method in methods.NAMES}
     assert len(set(map(tuple, by_method.values()))) == 1, by_method
     assert complete(found.foundation, "manual") != by_method["manual"]
@@ -218,9 +243,8 @@ def distance(one: list[float], other: list[float]) -> float:
     return statistics.fmean(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
-def test_the_adapter_through_llamacpp_is_the_adapter_through_torch(tiny, notes, text_ids):
-    run(asked(tiny, notes, lr=2e-2))
-    found = registry.find("mine")
+def test_the_adapter_through_llamacpp_is_the_adapter_through_torch(tiny, tuned, text_ids):
+    found = tuned(lr=2e-2)
     torch_side = logprobs(found, "manual", text_ids, dtype="float32")
     assert distance(logprobs(found, "llamacpp", text_ids, quant="bf16"), torch_side) <= 0.02
     assert distance(logprobs(tiny, "llamacpp", text_ids, quant="bf16"), torch_side) > 0.2, "the base is another model"
@@ -238,9 +262,8 @@ def test_a_faulty_adapter_for_llamacpp_is_seen_when_it_is_written(tiny, notes, f
 
 
 @pytest.mark.parametrize("fault", ["not permuted", "alpha ignored"])
-def test_the_proof_between_the_methods_sees_those_faults_too(tiny, notes, text_ids, fault, monkeypatch):
-    run(asked(tiny, notes, lr=2e-2))
-    found = registry.find("mine")
+def test_the_proof_between_the_methods_sees_those_faults_too(tiny, tuned, text_ids, fault, monkeypatch):
+    found = tuned(lr=2e-2)
     target, source = found.folder / ADAPTER_GGUF, found.folder / ADAPTER_WEIGHTS
     generate.prepare(Request(found, "x", "llamacpp", "cpu", quant="bf16"))
     monkeypatch.setattr(to_gguf, "_prove_adapter", lambda *_: None)
@@ -253,8 +276,8 @@ def test_the_proof_between_the_methods_sees_those_faults_too(tiny, notes, text_i
     assert distance(logprobs(found, "llamacpp", text_ids, quant="bf16"), torch_side) > 0.03
 
 
-def test_nothing_of_rope_is_in_the_adapter(tiny, notes):
-    run(asked(tiny, notes))
+def test_nothing_of_rope_is_in_the_adapter(tuned):
+    tuned()
     written = GgufFile(paths.MODELS / "mine" / ADAPTER_GGUF)
     assert len(written.tensors) == 2 * 7 * 2
     assert {name.rsplit(".", 1)[1] for name in written.tensors} == {"lora_a", "lora_b"}
@@ -262,8 +285,8 @@ def test_nothing_of_rope_is_in_the_adapter(tiny, notes):
     written.close()
 
 
-def test_switched_off_the_adapter_leaves_the_base_exactly(tiny, notes):
-    run(asked(tiny, notes))
+def test_switched_off_the_adapter_leaves_the_base_exactly(tiny, tuned):
+    tuned()
     from peft.tuners.lora import LoraLayer
 
     ids = torch.arange(20)[None]
@@ -337,8 +360,8 @@ def test_a_disk_without_room_is_said_before_the_first_update(tiny, notes, monkey
         run(asked(tiny, notes))
 
 
-def test_a_second_one_under_the_same_name_waits_and_finds_it_done(tiny, notes):
-    done = run(asked(tiny, notes))
+def test_a_second_one_under_the_same_name_waits_and_finds_it_done(tiny, notes, tuned):
+    tuned()
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -359,11 +382,11 @@ def test_a_second_one_under_the_same_name_waits_and_finds_it_done(tiny, notes):
     other.join()
     assert said == ["waiting for another process that tunes mine"]
     assert was_here
-    assert kept == done
+    assert kept == json.loads((paths.MODELS / "mine" / "tune.json").read_text())
 
 
-def test_the_same_again_is_here_already_and_is_not_trained_anew(tiny, notes):
-    run(asked(tiny, notes))
+def test_the_same_again_is_here_already_and_is_not_trained_anew(tiny, notes, tuned):
+    tuned()
     before = adapter()
     said, was_here = tune.tune(tune.prepare(asked(tiny, notes), lambda line: None), lambda line: None)
     assert was_here
@@ -375,16 +398,16 @@ def test_the_same_again_is_here_already_and_is_not_trained_anew(tiny, notes):
 
 
 @pytest.mark.parametrize("other", [{"epochs": 3}, {"seed": 1}, {"lr": 1e-3}])
-def test_a_name_that_another_tuning_has_is_refused_and_the_tuning_stays(tiny, notes, other):
-    run(asked(tiny, notes))
+def test_a_name_that_another_tuning_has_is_refused_and_the_tuning_stays(tiny, notes, tuned, other):
+    tuned()
     before = adapter()
     with pytest.raises(WrongUsage, match="is taken, by a tuning with"):
         run(asked(tiny, notes, **other))
     assert adapter() == before
 
 
-def test_a_name_that_another_text_has_is_refused(tiny, notes):
-    run(asked(tiny, notes))
+def test_a_name_that_another_text_has_is_refused(tiny, notes, tuned):
+    tuned()
     notes.write_text(TEXT + "\n\nOne more.")
     with pytest.raises(WrongUsage, match=r"another text \(notes.txt\)"):
         run(asked(tiny, notes))
@@ -442,10 +465,10 @@ def test_a_folder_of_that_name_that_is_no_tuning_is_left_alone(tiny, notes):
     assert (paths.MODELS / "mine" / "precious").exists()
 
 
-def test_a_tuned_model_is_no_base(tiny, notes):
-    run(asked(tiny, notes))
+def test_a_tuned_model_is_no_base(notes, tuned):
+    base = tuned()
     with pytest.raises(WrongUsage, match="is tuned already"):
-        run(asked(registry.find("mine"), notes, name="more"))
+        run(asked(base, notes, name="more"))
 
 
 def test_random_weights_are_tuned_for_speed_and_it_says_so(tiny, notes, monkeypatch):
@@ -472,8 +495,8 @@ def test_a_training_that_comes_apart_says_so_and_leaves_no_model(tiny, notes, mo
 # --- A base that changed, an adapter of another -----------------------------------------------------------------------
 
 
-def test_a_base_that_changed_is_named(tiny, notes, monkeypatch):
-    run(asked(tiny, notes))
+def test_a_base_that_changed_is_named(tiny, tuned, monkeypatch):
+    tuned()
     files = tuple(replace(file, sha256="0" * 64) if file.path == "model.safetensors" else file for file in tiny.files)
     monkeypatch.setattr(registry, "read", lambda: {"tiny": replace(tiny, files=files, revision="later")})
     with pytest.raises(KitError) as error:
@@ -481,8 +504,8 @@ def test_a_base_that_changed_is_named(tiny, notes, monkeypatch):
     assert "another one by now, at later: model.safetensors" in error.value.message
 
 
-def test_a_download_of_a_tuned_model_asks_the_hub_for_nothing_that_is_not_there(tiny, notes):
-    run(asked(tiny, notes))
+def test_a_download_of_a_tuned_model_asks_the_hub_for_nothing_that_is_not_there(tuned):
+    tuned()
     assert download.download(registry.find("mine")) is False
     (paths.MODELS / "mine" / ADAPTER_GGUF).unlink()
     with pytest.raises(KitError, match=r"adapter\.gguf is missing") as error:
@@ -490,8 +513,8 @@ def test_a_download_of_a_tuned_model_asks_the_hub_for_nothing_that_is_not_there(
     assert "cannot be fetched again" in str(error.value.hint[0])
 
 
-def test_a_base_that_is_gone_from_the_list_and_one_that_is_gone_from_the_disk_are_named(tiny, notes, monkeypatch):
-    run(asked(tiny, notes))
+def test_a_base_that_is_gone_from_the_list_and_one_that_is_gone_from_the_disk_are_named(tiny, tuned, monkeypatch):
+    tuned()
     (tiny.folder / "config.json").unlink()
     with pytest.raises(KitError, match=r"models/tiny/config\.json is missing"):
         model_folder.check(registry.find("mine"))
@@ -501,9 +524,8 @@ def test_a_base_that_is_gone_from_the_list_and_one_that_is_gone_from_the_disk_ar
 
 
 @pytest.mark.parametrize("config", [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"intermediate_size": 128}])
-def test_an_adapter_of_another_base_is_refused(tiny, notes, config):
-    run(asked(tiny, notes))
-    found = registry.find("mine")
+def test_an_adapter_of_another_base_is_refused(tuned, config):
+    found = tuned()
     bake(Recipe(config=config), paths.MODELS / "other", 0)
     strange = replace(found, base=model_of(paths.MODELS / "other"))
     with methods.REFERENCE(strange, "cpu") as engine, pytest.raises(KitError, match="does not belong to other"):
@@ -511,8 +533,8 @@ def test_an_adapter_of_another_base_is_refused(tiny, notes, config):
 
 
 @pytest.mark.parametrize("path", ADAPTER_FILES)
-def test_an_adapter_that_was_altered_is_named(tiny, notes, path):
-    run(asked(tiny, notes))
+def test_an_adapter_that_was_altered_is_named(tuned, path):
+    tuned()
     place = paths.MODELS / "mine" / path
     place.write_bytes(place.read_bytes()[:-1] + b"x")
     with pytest.raises(KitError, match=f"models/mine/{path} is altered"):
@@ -525,8 +547,8 @@ OUTSIDE = json.dumps(
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"base": {}, "files": []}', OUTSIDE])
-def test_a_tune_json_that_is_damaged_is_said(tiny, notes, content):
-    run(asked(tiny, notes))
+def test_a_tune_json_that_is_damaged_is_said(tuned, content):
+    tuned()
     (paths.MODELS / "mine" / "tune.json").write_text(content)
     with pytest.raises(KitError, match=r"models/mine/tune\.json"):
         registry.find("mine")
@@ -627,9 +649,9 @@ def test_it_says_where_nothing_changed_where_it_learnt_by_heart_and_where_it_for
 # --- Handing on -------------------------------------------------------------------------------------------------------
 
 
-def test_the_merged_folder_gives_what_the_adapter_gives_in_torch_and_in_llamacpp(tiny, notes, text_ids, monkeypatch):
+def test_the_merged_folder_gives_what_the_adapter_gives_in_torch_and_in_llamacpp(tiny, tuned, text_ids, monkeypatch):
     monkeypatch.setattr(paths, "DIST", paths.MODELS.parent / "dist")
-    run(asked(tiny, notes, lr=2e-2))
+    tuned(lr=2e-2)
     done = export.export(registry.find("mine"), "merged")
     merged = replace(model_of(done.folder), name="merged")
     monkeypatch.setattr(paths, "MODELS", paths.DIST)
@@ -672,11 +694,11 @@ def test_a_name_that_begins_with_llama_needs_no_word(llama_like, notes):
     assert not said
 
 
-def test_what_is_not_tuned_or_is_there_already_is_not_exported(tiny, notes, monkeypatch):
+def test_what_is_not_tuned_or_is_there_already_is_not_exported(tiny, tuned, monkeypatch):
     monkeypatch.setattr(paths, "DIST", paths.MODELS.parent / "dist")
     with pytest.raises(WrongUsage, match="is not tuned"):
         export.export(tiny, "merged")
-    run(asked(tiny, notes))
-    export.export(registry.find("mine"), "merged")
+    found = tuned()
+    export.export(found, "merged")
     with pytest.raises(WrongUsage, match="is there already"):
-        export.export(registry.find("mine"), "merged")
+        export.export(found, "merged")
