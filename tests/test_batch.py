@@ -418,7 +418,8 @@ def test_killed_at_any_moment_the_same_command_goes_on(written, tmp_path, script
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_ends_it_with_what_is_done(written, tmp_path, number, status):
-    source, target = written(*[{"prompt": "Once", "max_tokens": 200}] * 9), tmp_path / "out.jsonl"
+    lines = [{"prompt": "Once", "max_tokens": count} for count in (1, *[200] * 8)]
+    source, target = written(*lines), tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "scripts.batch", *words_for(source, target, "--slots", "2")]
     with subprocess.Popen(
         command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, encoding="utf-8"

@@ -100,11 +100,11 @@ def watched_processes(kit: HubKit) -> Iterator[list[bytes]]:
             # Not `[0-9]*/cmdline`: glob itself would look there, and end this thread where a process has just ended.
             for process in Path("/proc").glob("[0-9]*"):
                 try:
-                    line, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+                    line = (process / "cmdline").read_bytes()
+                    if TOKEN.encode() in line and home in (process / "environ").read_bytes().split(b"\0"):
+                        seen.append(line)
                 except OSError:
                     continue
-                if TOKEN.encode() in line and home in environment.split(b"\0"):
-                    seen.append(line)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
