@@ -283,7 +283,8 @@ class LlamaServer:
                 self._connections.discard(connection)
 
     def hang_up(self) -> None:
-        """Ends what is asked of it, whichever thread waits for the answer: that one gets an OSError."""
+        """Ends the waiting for what is asked of it, whichever thread waits: that one gets an OSError. llama.cpp itself
+        stops what it streams, and works on what it does not."""
         for connection in list(self._connections):
             if connection.sock:
                 with suppress(OSError):
