@@ -63,10 +63,13 @@ def run_command(
     stdin: str | None = None,
     timeout: int = 240,
 ) -> Done:
+    environment = clean_environment() | ({} if cwd == ROOT else {"KIT_DOTENV": ""}) | (env or {})
+    if server := warm.server_for(command, env or {}):
+        return Done(*warm.run(server, command, cwd, environment, stdin, timeout))
     done = subprocess.run(
-        warm.command(command, env or {}),
+        command,
         cwd=cwd,
-        env=clean_environment() | ({} if cwd == ROOT else {"KIT_DOTENV": ""}) | (env or {}),
+        env=environment,
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,

@@ -15,6 +15,7 @@ import atexit
 import contextlib
 import functools
 import importlib
+import io
 import json
 import os
 import runpy
@@ -117,12 +118,19 @@ def work(streams: list[int], verb: str, arguments: list[str], folder: str, envir
 
 
 def ask(
-    path: str, verb: str, arguments: list[str], folder: str, environment: dict[str, str], streams: list[int]
+    path: str,
+    verb: str,
+    arguments: list[str],
+    folder: str,
+    environment: dict[str, str],
+    streams: list[int],
+    timeout: float | None = None,
 ) -> int:
-    """The exit status of the verb, negative for a signal's."""
+    """The exit status of the verb, negative for a signal's. Raises TimeoutError where it takes longer."""
     request = {"verb": verb, "arguments": arguments, "folder": folder, "environment": environment}
     data = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout)
         connection.connect(path)
         socket.send_fds(connection, [f"{len(data):16}".encode()], streams)
         connection.sendall(data)
@@ -138,16 +146,42 @@ KINDS = {
 }
 
 
-def command(words: list[str], environment: dict[str, str]) -> list[str]:
-    """The command by the server, where that does not matter to it: for `python -m scripts.VERB` with these variables.
+def server_for(words: list[str], environment: dict[str, str]) -> str | None:
+    """The path of the socket of the server that can do this command, `python -m scripts.VERB` with these variables;
+    None where it has to be a process of its own.
 
-    On a Mac every verb has a process of its own: a fork of one that has loaded the system's frameworks is killed there.
+    On a Mac every verb has one: a fork of a process that has loaded the system's frameworks is killed there.
     """
     verb = words[2].removeprefix("scripts.") if words[:2] == [sys.executable, "-m"] else ""
     kind, early = KINDS.get(verb, ("", ()))
     if not kind or sys.platform != "linux" or any(name.startswith(early) for name in environment):
-        return words
-    return [sys.executable, "-I", "-S", __file__, server(kind), verb, *words[3:]]
+        return None
+    return server(kind)
+
+
+def command(words: list[str], environment: dict[str, str]) -> list[str]:
+    """The command by the server, where one can do it."""
+    path = server_for(words, environment)
+    return [sys.executable, "-I", "-S", __file__, path, words[2].removeprefix("scripts."), *words[3:]] if path else words
+
+
+def run(
+    path: str, words: list[str], folder: Path, environment: dict[str, str], stdin: str | None, timeout: float
+) -> tuple[int, str, str]:
+    """The command by the server at `path`: its exit status, and what it wrote to stdout and stderr."""
+    with contextlib.ExitStack() as stack:
+        read, out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+        if stdin is None:
+            read = stack.enter_context(Path(os.devnull).open("rb"))
+        else:
+            read.write(stdin.encode())
+            read.seek(0)
+        streams = [stream.fileno() for stream in (read, out, err)]
+        verb = words[2].removeprefix("scripts.")
+        status = ask(path, verb, words[3:], str(folder), environment, streams, timeout)
+        for stream in (out, err):
+            stream.seek(0)
+        return status, *(io.TextIOWrapper(stream, encoding="utf-8").read() for stream in (out, err))
 
 
 @functools.cache
