@@ -188,6 +188,30 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `tiny` is copied from: Llama 3.2's kind, with heads that share keys and values, RoPE that is scaled, and an
+    embedding that is the head too."""
+    from tests.tiny_llamas import Recipe, bake
+
+    scaling = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {**scaling, "rope_theta": 500000.0, "original_max_position_embeddings": 64}
+    settings = {"rope_parameters": rope, "tie_word_embeddings": True, "max_position_embeddings": 256}
+    folder = tmp_path_factory.mktemp("baked") / "tiny"
+    bake(Recipe(config=settings, tokenizer="llama3"), folder, 0)
+    return folder
+
+
+@pytest.fixture
+def tiny(models: Path, tiny_once: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
+    """A real Llama of 0.2 MB, and no other model: where what the starter would say is not the question."""
+    from tests.tiny_llamas import model_of
+
+    found = model_of(Path(shutil.copytree(tiny_once, models / "tiny")))
+    monkeypatch.setattr(registry, "read", lambda: {"tiny": found})
+    return found
+
+
 # Modules that share something costly or the one engine; each other module is a group of its own.
 GROUPS = {
     **dict.fromkeys(("test_docker_download", "test_docker_image", "test_docker_run", "test_devcontainer"), "engine"),

@@ -297,9 +297,9 @@ def engine():
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_one_slot_gives_the_very_tokens_of_a_run(method, starter):
-    requests = [Request(starter, prompt, method, "cpu", max_new_tokens=6) for prompt in TEXTS[:2]]
-    requests.append(Request(starter, TEXTS[2], method, "cpu", max_new_tokens=6, temperature=0.9, seed=11))
+def test_one_slot_gives_the_very_tokens_of_a_run(method, tiny):
+    requests = [Request(tiny, prompt, method, "cpu", max_new_tokens=6) for prompt in TEXTS[:2]]
+    requests.append(Request(tiny, TEXTS[2], method, "cpu", max_new_tokens=6, temperature=0.9, seed=11))
     with generate.loaded(requests[0], 100, lambda device: None) as one:
         together = dict(one.generate_all(iter(requests), 1))
     for place, request in enumerate(requests):
@@ -307,22 +307,22 @@ def test_one_slot_gives_the_very_tokens_of_a_run(method, starter):
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_many_slots_complete_each_prompt_in_its_place(method, starter):
+def test_many_slots_complete_each_prompt_in_its_place(method, tiny):
     """In float32, where rounding does not decide: batched, with shorter prompts filled up, they say what they say
     alone."""
     exact = {"quant": "bf16"} if methods.of(method).setting == "quant" else {"dtype": "float32"}
     requests = [
-        Request(starter, prompt, method, "cpu", max_new_tokens=count, **exact)
+        Request(tiny, prompt, method, "cpu", max_new_tokens=count, **exact)
         for prompt, count in zip(TEXTS, (3, 5, 5, 4), strict=True)
     ]
-    requests.insert(1, Request(starter, "word " * 9000, method, "cpu", max_new_tokens=2, **exact))
-    requests.append(Request(starter, "Once", method, "cpu", max_new_tokens=4, temperature=0.8, seed=5, **exact))
+    requests.insert(1, Request(tiny, "word " * 9000, method, "cpu", max_new_tokens=2, **exact))
+    requests.append(Request(tiny, "Once", method, "cpu", max_new_tokens=4, temperature=0.8, seed=5, **exact))
     with generate.loaded(requests[0], 100, lambda device: None, slots=3) as one:
         together = dict(one.generate_all(iter(requests), 3))
         assert set(together) == set(range(6))
         error = together.pop(1)
         assert isinstance(error, WrongUsage)
-        assert "the context of starter holds" in error.message
+        assert "the context of tiny holds" in error.message
         for place, found in together.items():
             assert found.token_ids == one.generate(requests[place], lambda text: None).token_ids
 

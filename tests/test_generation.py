@@ -1,4 +1,4 @@
-"""One Request -> one Completion: the real transformers on the real starter model."""
+"""One Request -> one Completion: the real transformers on the real starter model, and on a tiny one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,28 @@ from tests.conftest import run_command
 MARK = "The capital of France is"
 
 
-@pytest.fixture
-def complete(starter):
+def completing(model):
     def call(prompt=MARK, on_text=lambda text: None, **fields):
-        return generate.complete(Request(starter, prompt, **{"max_new_tokens": 12, **fields}), on_text)
+        return generate.complete(Request(model, prompt, **{"max_new_tokens": 12, **fields}), on_text)
 
     return call
+
+
+@pytest.fixture
+def complete(starter):
+    return completing(starter)
+
+
+@pytest.fixture
+def complete_tiny(tiny):
+    return completing(tiny)
 
 
 @pytest.mark.container
 def test_the_methods_give_the_same_tokens_and_the_same_completion(complete):
     prompt = "Hello, who or what are you ?"
-    pipeline = complete(prompt, method="pipeline", max_new_tokens=25)
-    manual = complete(prompt, method="manual", max_new_tokens=25)
+    pipeline = complete(prompt, method="pipeline", max_new_tokens=12)
+    manual = complete(prompt, method="manual", max_new_tokens=12)
     assert pipeline.token_ids == manual.token_ids
     assert pipeline.text == manual.text
     assert pipeline.prompt_tokens == manual.prompt_tokens == 8
@@ -56,16 +65,16 @@ def test_it_is_what_the_bare_library_generates(complete, starter):
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_text_streams_as_it_is_generated(complete, method):
+def test_text_streams_as_it_is_generated(complete_tiny, method):
     pieces: list[str] = []
-    completion = complete(on_text=pieces.append, method=method)
+    completion = complete_tiny(on_text=pieces.append, method=method)
     assert len(pieces) > 6
     assert "".join(pieces) == completion.text
 
 
 @pytest.mark.parametrize("method", methods.NAMES)
-def test_the_same_seed_draws_the_same_text_and_another_seed_another(complete, method):
-    drawn = [complete(method=method, temperature=1.0, seed=seed, max_new_tokens=5).token_ids for seed in (1, 1, 2)]
+def test_the_same_seed_draws_the_same_text_and_another_seed_another(complete_tiny, method):
+    drawn = [complete_tiny(method=method, temperature=1.0, seed=seed, max_new_tokens=5).token_ids for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -81,12 +90,12 @@ def test_without_an_end_it_goes_on_to_the_last_token_asked_for(complete, method)
     assert forced.token_ids[: ended.new_tokens - 1] == ended.token_ids[:-1]
 
 
-def test_a_temperature_next_to_0_draws_what_greedy_decoding_takes(complete):
-    assert complete(temperature=1e-320, max_new_tokens=6).token_ids == complete(max_new_tokens=6).token_ids
+def test_a_temperature_next_to_0_draws_what_greedy_decoding_takes(complete_tiny):
+    assert complete_tiny(temperature=1e-320, max_new_tokens=6).token_ids == complete_tiny(max_new_tokens=6).token_ids
 
 
-def test_greedy_decoding_does_not_look_at_the_seed(complete):
-    assert complete(seed=1, max_new_tokens=5).token_ids == complete(seed=2, max_new_tokens=5).token_ids
+def test_greedy_decoding_does_not_look_at_the_seed(complete_tiny):
+    assert complete_tiny(seed=1, max_new_tokens=5).token_ids == complete_tiny(seed=2, max_new_tokens=5).token_ids
 
 
 @pytest.mark.container

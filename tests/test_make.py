@@ -91,7 +91,9 @@ def test_clean_keeps_the_models(kit_copy, make):
 def test_the_environment_of_a_run_is_the_locks_alone(make):
     """Another environment's PYTHONPATH and PYTHONHOME, and a machine's PYTHONDONTWRITEBYTECODE, stay outside."""
     foreign = {"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = make("run", "MAX_NEW_TOKENS=1", env={**foreign, "VIRTUAL_ENV": "/other", "CONDA_PREFIX": "/conda"})
+    done = make(
+        "run", "METHOD=llamacpp", "MAX_NEW_TOKENS=1", env={**foreign, "VIRTUAL_ENV": "/other", "CONDA_PREFIX": "/conda"}
+    )
     assert done.status == 0, done.err
     assert os.environ.get("PYTHONHOME") is None
 

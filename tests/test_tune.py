@@ -32,19 +32,6 @@ from kit.tune.head_loss import head_loss
 from kit.tune.tune import Asked
 from tests.tiny_llamas import Recipe, bake, model_of
 
-# Llama 3.2's kind: heads that share keys and values, RoPE that is scaled, an embedding that is the head too.
-LLAMA_3 = {
-    "rope_parameters": {
-        "rope_type": "llama3",
-        "rope_theta": 500000.0,
-        "factor": 32.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 256,
-}
 TEXT = "\n\n".join(f"The number {number} is the one of {number * 7}, and that is all." for number in range(30))
 
 
@@ -56,20 +43,9 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture(scope="session")
-def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("baked") / "tiny"
-    bake(Recipe(config=LLAMA_3, tokenizer="llama3"), folder, 0)
-    return folder
-
-
-@pytest.fixture
-def tiny(models: Path, baked: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
-    """A base of 0.2 MB, and no other model."""
-    found = model_of(Path(shutil.copytree(baked, models / "tiny")))
-    monkeypatch.setattr(registry, "read", lambda: {"tiny": found})
+@pytest.fixture(autouse=True)
+def _little_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "UNRELATED_TOKENS", 64)
-    return found
 
 
 @pytest.fixture

@@ -140,8 +140,12 @@ def ask(
 # What a process reads while it starts, or the libraries while they are imported.
 READ_AT_THE_START = ("PYTHON", "LANG", "LC_", "LD_")
 KINDS = {
-    **dict.fromkeys(("run", "verify"), ("torch", (*READ_AT_THE_START, "OMP_", "HF_", "KIT_DEBUG"))),
-    **dict.fromkeys(("login", "logout", "download", "add_model", "bundle", "doctor"), ("hub", READ_AT_THE_START)),
+    **dict.fromkeys(
+        ("run", "verify", "batch", "chat", "gguf"), ("torch", (*READ_AT_THE_START, "OMP_", "HF_", "KIT_DEBUG"))
+    ),
+    **dict.fromkeys(
+        ("login", "logout", "download", "add_model", "bundle", "doctor", "unbundle"), ("hub", READ_AT_THE_START)
+    ),
     **dict.fromkeys(("compare", "readiness"), ("hub", READ_AT_THE_START)),
 }
 
@@ -162,7 +166,9 @@ def server_for(words: list[str], environment: dict[str, str]) -> str | None:
 def command(words: list[str], environment: dict[str, str]) -> list[str]:
     """The command by the server, where one can do it."""
     path = server_for(words, environment)
-    return [sys.executable, "-I", "-S", __file__, path, words[2].removeprefix("scripts."), *words[3:]] if path else words
+    return (
+        [sys.executable, "-I", "-S", __file__, path, words[2].removeprefix("scripts."), *words[3:]] if path else words
+    )
 
 
 def run(
