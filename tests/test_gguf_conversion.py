@@ -195,9 +195,9 @@ def test_the_blocks_are_the_gguf_packages_own(quant, kind, starter, converted):
     known = GgufFile(converted(quant))
     source = SafetensorsFile([starter.folder / "model.safetensors"])
     for name in ("token_embd.weight", "blk.7.ffn_down.weight"):
-        values = as_float32(source.bits(llama.weight_name(name)))
+        values = as_float32(source.bits(llama.weight_name(name)))[:1000]
         wanted = dequantize(quantize(values, GGMLQuantizationType[kind]), GGMLQuantizationType[kind])
-        assert numpy.array_equal(known.decode(name), wanted)
+        assert numpy.array_equal(known.decode(name)[:1000], wanted)
     assert known.metadata["general.file_type"] == {"q8_0": 7, "q4_0": 2}[quant]
 
 
@@ -209,8 +209,8 @@ def test_weights_in_several_files_give_the_same_bytes(small, tmp_path):
     parts = [tmp_path / "model-00001-of-00002.safetensors", tmp_path / "model-00002-of-00002.safetensors"]
     for place, part in enumerate(parts):
         save_file({name: values for name, values in weights.items() if len(name) % 2 == place}, part)
-    to_gguf.convert(folder, parts, "a title", "q8_0", tmp_path / "parts.gguf")
-    assert (tmp_path / "parts.gguf").read_bytes() == convert(folder, tmp_path / "one.gguf", "q8_0").read_bytes()
+    to_gguf.convert(folder, parts, "a title", "bf16", tmp_path / "parts.gguf")
+    assert (tmp_path / "parts.gguf").read_bytes() == convert(folder, tmp_path / "one.gguf").read_bytes()
 
 
 @pytest.mark.container

@@ -79,7 +79,7 @@ def test_llama_cpps_own_log_stays_out_of_the_output(script):
 @pytest.mark.parametrize("prompt", [[1], [4], [18], [32], [1, 4]])
 def test_the_saved_ids_are_those_behind_a_prompt_of_any_length(server, prompt):
     """Short prompts look like the numbers in front of the saved tokens: their count, a version, a mark."""
-    for count in (2, 18, 32):
+    for count in (2, 18, 32) if prompt == [32] else (2, 18):
         came = [chunk.token_id for chunk in server.generate(prompt, count, ignore_eos=True)]
         assert None not in came
         # The last token is saved when it has been worked on, with the next one.
@@ -102,10 +102,10 @@ def test_characters_of_several_tokens_lose_none_of_them(complete, starter):
 
     tokenizer = Tokenizer.from_file(str(starter.folder / "tokenizer.json"))
     pieces: list[str] = []
-    drawn = complete(MANY_SCRIPTS, pieces.append, max_new_tokens=40, temperature=1.5, seed=3)
-    greedy = complete("नमस्ते दुनिया, आप कैसे हैं? मैं", max_new_tokens=30)
+    drawn = complete(MANY_SCRIPTS, pieces.append, max_new_tokens=24, temperature=1.5, seed=3)
+    greedy = complete("नमस्ते दुनिया, आप कैसे हैं? मैं", max_new_tokens=12)
     for completion in (drawn, greedy):
-        assert completion.new_tokens == 40 if completion is drawn else 30
+        assert completion.new_tokens == 24 if completion is drawn else 12
         assert tokenizer.decode(completion.token_ids) == completion.text
     assert "".join(pieces) == drawn.text
     # The first two tokens of an emoji that has three.
@@ -118,12 +118,12 @@ def test_characters_of_several_tokens_lose_none_of_them(complete, starter):
 def test_a_text_ends_where_the_models_own_settings_end_it(complete, monkeypatch):
     """llama.cpp ends at more tokens than those; the run goes on behind them."""
     chat = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\n"
-    ended = complete(chat, max_new_tokens=60)
+    ended = complete(chat, max_new_tokens=40)
     assert ended.token_ids[-1] == 2
     endless = dataclasses.replace(examine.examination(registry.find("starter")), ends=())
     monkeypatch.setattr(examine, "examination", lambda model: endless)
-    further = complete(chat, max_new_tokens=60)
-    assert further.new_tokens == 60
+    further = complete(chat, max_new_tokens=40)
+    assert further.new_tokens == 40
     assert further.token_ids[: ended.new_tokens] == ended.token_ids
 
 

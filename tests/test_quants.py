@@ -49,14 +49,14 @@ def test_an_unknown_quant_is_refused_with_the_valid_ones(starter):
 
 @pytest.mark.container
 def test_make_gguf_says_where_the_file_is_and_its_sha256_and_writes_it_once(own, kit_copy, script):
-    done = script("gguf", "--quant", "q4_0", cwd=kit_copy)
-    path = own.folder / "starter-q4_0.gguf"
+    done = script("gguf", "--quant", "bf16", cwd=kit_copy)
+    path = own.folder / "starter-bf16.gguf"
     assert (done.status, done.out) == (0, "")
-    assert "models/starter/starter-q4_0.gguf: q4_0, 0.08 GB, written in" in done.err
+    assert "models/starter/starter-bf16.gguf: bf16, 0.27 GB, written in" in done.err
     assert f"sha256 {sha256(path)}" in done.err
-    assert "make run METHOD=llamacpp MODEL=starter QUANT=q4_0" in done.err
+    assert "make run METHOD=llamacpp MODEL=starter QUANT=bf16" in done.err
     before = path.stat().st_mtime_ns
-    assert "was here already" in script("gguf", "--quant", "q4_0", cwd=kit_copy).err
+    assert "was here already" in script("gguf", "--quant", "bf16", cwd=kit_copy).err
     assert path.stat().st_mtime_ns == before
     assert "starter-q4_1.gguf: q4_1, 0.10 GB, as shipped" in script("gguf", cwd=kit_copy).err
 
@@ -64,11 +64,11 @@ def test_make_gguf_says_where_the_file_is_and_its_sha256_and_writes_it_once(own,
 def test_a_run_writes_the_file_that_is_missing_and_its_time_is_not_the_runs(own):
     said = []
     completion = generate.complete(
-        Request(own, "One, two, three,", "llamacpp", quant="q8_0", max_new_tokens=4),
+        Request(own, "One, two, three,", "llamacpp", quant="bf16", max_new_tokens=4),
         on_progress=lambda what, share: said.append(what),
     )
-    assert said[0] == "writing starter-q8_0.gguf"
-    assert (completion.quant, completion.new_tokens) == ("q8_0", 4)
+    assert said[0] == "writing starter-bf16.gguf"
+    assert (completion.quant, completion.new_tokens) == ("bf16", 4)
     assert completion.import_s < 0.5
     assert leftovers(own) == []
 
@@ -170,21 +170,21 @@ def test_a_disk_that_fills_up_on_the_way_is_named_and_leaves_nothing(own, kit_co
 
 def start(kit_copy) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "scripts.gguf", "--quant", "q4_0"], cwd=kit_copy, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "scripts.gguf", "--quant", "bf16"], cwd=kit_copy, stderr=subprocess.PIPE, text=True
     )
 
 
 def test_killed_in_the_middle_leaves_no_file_and_the_same_command_completes(own, kit_copy, script):
-    partial = own.folder / ".starter-q4_0.gguf.partial"
+    partial = own.folder / ".starter-bf16.gguf.partial"
     process = start(kit_copy)
     while not (partial.exists() and partial.stat().st_size > 10_000_000):
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert not (own.folder / "starter-q4_0.gguf").exists()
-    assert script("gguf", "--quant", "q4_0", cwd=kit_copy).status == 0
-    assert gguf_files.ensure(own, gguf_files.choose(own, "q4_0")) is False
+    assert not (own.folder / "starter-bf16.gguf").exists()
+    assert script("gguf", "--quant", "bf16", cwd=kit_copy).status == 0
+    assert gguf_files.ensure(own, gguf_files.choose(own, "bf16")) is False
     assert leftovers(own) == []
 
 
