@@ -231,6 +231,11 @@ FIRST = (
 FIRST += ("test_tuning_page", "test_setup", "test_cluster", "test_planted_secrets")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None):  # as yet without workers, which have no such number
+        warm.share()
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where tests go by group (make test-slow), a group stays on one worker, so that what it shares is made once.
 

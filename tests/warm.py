@@ -1,9 +1,9 @@
 """Verbs in processes that have their libraries already: torch and transformers (0.5 s where each would take 2.5), or
 what the Hub's client stands on (0.1 s in place of 0.4).
 
-A server imports the libraries once and forks a process for each verb that it is asked for: with a working folder, an
-environment, streams and an exit status of its own, and the modules of the kit in that folder. What a test is about how
-a process starts (its locale, closed streams, signals, PYTHONPATH) starts one itself.
+A server, one for all workers of a run, imports the libraries once and forks a process for each verb that it is asked
+for: with a working folder, an environment, streams and an exit status of its own, and the modules of the kit in that
+folder. What a test is about how a process starts (its locale, closed streams, signals, PYTHONPATH) starts one itself.
 
 `python tests/warm.py SOCKET run …` is `python -m scripts.run …` by the server at that socket, which
 `python tests/warm.py SOCKET serve KIND` is.
@@ -25,6 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def serve(path: str, kind: str) -> None:
     {"torch": import_torch, "hub": import_hub}[kind]()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
-    listener.listen()
+    listener.listen(100)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     if os.fork() == 0:
         while True:
@@ -65,7 +66,6 @@ def serve(path: str, kind: str) -> None:
                 listener.close()
                 answer(connection)
             connection.close()
-    print("ready", flush=True)
     sys.stdin.read()
     os.killpg(0, signal.SIGTERM)
 
@@ -117,6 +117,16 @@ def work(streams: list[int], verb: str, arguments: list[str], folder: str, envir
     os._exit(status)
 
 
+def connect(connection: socket.socket, path: str) -> None:
+    """To a server that may just have been started."""
+    for _ in range(6000):
+        try:
+            return connection.connect(path)
+        except OSError:
+            time.sleep(0.01)
+    raise TimeoutError(f"nobody listens at {path}")
+
+
 def ask(
     path: str,
     verb: str,
@@ -130,8 +140,8 @@ def ask(
     request = {"verb": verb, "arguments": arguments, "folder": folder, "environment": environment}
     data = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as connection:
+        connect(connection, path)
         connection.settimeout(timeout)
-        connection.connect(path)
         socket.send_fds(connection, [f"{len(data):16}".encode()], streams)
         connection.sendall(data)
         return int(connection.recv(16))
@@ -190,20 +200,33 @@ def run(
         return status, *(io.TextIOWrapper(stream, encoding="utf-8").read() for stream in (out, err))
 
 
-@functools.cache
-def server(kind: str) -> str:
-    """The path of this process's own server's socket, started at the first use; it ends with this process."""
+def start(kind: str) -> str:
+    """The path of a new server's socket, which is there when the server is; it ends with this process."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
-    started = subprocess.Popen(
-        [sys.executable, __file__, f"{folder}/socket", "serve", kind],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
+    started.append(
+        subprocess.Popen(
+            [sys.executable, __file__, f"{folder}/socket", "serve", kind], stdin=subprocess.PIPE, start_new_session=True
+        )
     )
-    assert started.stdout
-    assert started.stdout.readline() == b"ready\n"
     return f"{folder}/socket"
+
+
+@functools.cache
+def server(kind: str) -> str:
+    """The path of the socket of the server that the workers of this run share; else of this process's own."""
+    return shared[kind] if kind in shared else start(kind)
+
+
+def share() -> None:
+    """One server of each kind for the processes that this one starts, beginning with those that come first."""
+    if sys.platform == "linux":
+        os.environ[SHARED] = json.dumps({kind: start(kind) for kind in ("torch", "hub")})
+
+
+started: list[subprocess.Popen[bytes]] = []
+SHARED = "WARM_SERVERS"
+shared: dict[str, str] = json.loads(os.environ.pop(SHARED, "{}"))
 
 
 if __name__ == "__main__":
