@@ -191,22 +191,22 @@ def test_converting_on_mps_loads_one_tensor_at_a_time(starter, monkeypatch):
 
 
 @pytest.mark.parametrize(("dtype", "backend"), [("bfloat16", "mmap"), ("float16", "pread")])
-def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(starter, monkeypatch, dtype, backend):
+def test_a_checkpoint_that_is_converted_is_read_and_not_mapped(tiny, monkeypatch, dtype, backend):
     """Mapped, its pages would stay beside the converted copy. The weights are the same bits either way."""
     import torch
     from transformers import AutoModelForCausalLM, modeling_utils
 
-    expected = AutoModelForCausalLM.from_pretrained(starter.folder, dtype=getattr(torch, dtype)).state_dict()
+    expected = AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=getattr(torch, dtype)).state_dict()
     backends, own = [], modeling_utils.safe_open
     monkeypatch.setattr(modeling_utils, "safe_open", lambda *a, **k: (backends.append(k["backend"]), own(*a, **k))[1])
-    engine = ManualEngine(starter, "cpu", dtype)
+    engine = ManualEngine(tiny, "cpu", dtype)
     engine.load(1)
     loaded = engine.loaded.state_dict()
     assert backends == [backend]
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
     # And the library is as it was for whoever uses it next.
-    AutoModelForCausalLM.from_pretrained(starter.folder, dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(tiny.folder, dtype=torch.float32)
     assert backends == [backend, "mmap"]
 
 

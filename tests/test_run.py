@@ -55,8 +55,8 @@ def test_auto_says_which_device_and_why(script):
 
 
 @pytest.mark.container
-def test_json_is_one_document_on_one_line_with_the_agreed_keys(make):
-    done = make("run", "JSON=1", "MAX_NEW_TOKENS=3", "METHOD=manual", "SEED=7")
+def test_json_is_one_document_on_one_line_with_the_agreed_keys(script):
+    done = script("run", "--json", "--max-new-tokens", "3", "--method", "manual", "--seed", "7")
     assert done.out.count("\n") == 1
     document = json.loads(done.out)
     assert list(document) == KEYS
@@ -199,6 +199,7 @@ def test_a_prompt_that_is_not_utf8(script):
 
 @pytest.mark.parametrize("damage", ["missing", "altered"])
 def test_a_damaged_model_folder_is_named_with_the_repair(kit_copy, script, damage):
+    """And of the repair test_starter says what comes of it."""
     path = kit_copy / "models" / "starter" / "tokenizer.json"
     if damage == "missing":
         path.unlink()
@@ -208,9 +209,6 @@ def test_a_damaged_model_folder_is_named_with_the_repair(kit_copy, script, damag
     assert done.status == 1
     assert f"models/starter/tokenizer.json is {damage}" in done.err
     assert "next: make setup" in done.err
-    if damage == "missing":  # and the command that it names mends it; of an altered file test_starter says so
-        assert script("setup", cwd=kit_copy, env={"PIP_NO_INDEX": "1"}).status == 0
-        assert script("run", "--max-new-tokens", "1", cwd=kit_copy).status == 0
 
 
 def test_a_traceback_only_with_kit_debug(script):
@@ -253,7 +251,7 @@ def test_a_full_disk_behind_stdout_is_said(option):
     [
         (">&-", "llamacpp", 1, "", "error: the output could not be written"),
         ("2>&-", "llamacpp", 0, '"\n', ""),
-        ("2>&-", "pipeline", 0, '"\n', ""),
+        pytest.param("2>&-", "pipeline", 0, '"\n', "", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.container

@@ -6,6 +6,7 @@ layer of its own.
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import os
@@ -43,6 +44,12 @@ def import_all() -> None:
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Python's and each package's version that the outcome of a run depends on."""
     import platform
+
+    return {"python": platform.python_version(), **{name: _version(name) for name in packages}}
+
+
+@functools.cache
+def _version(package: str) -> str:
     from importlib.metadata import version
 
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    return version(package)

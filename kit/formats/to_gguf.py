@@ -175,11 +175,12 @@ def encoded(
     if heads:
         step = -(-step // (shape[0] // heads)) * (shape[0] // heads)  # whole heads
     started: deque[Future[numpy.ndarray]] = deque()
+    at_once = machine.performance().count
     for start in range(0, shape[0], step):
         end = min(start + step, shape[0])
         heads_here = heads and (end - start) * heads // shape[0]
         started.append(pool.submit(_blocks, source.rows(own, start, end), kind, heads_here))
-        if len(started) > machine.performance().count:
+        if len(started) > at_once:
             yield started.popleft().result()
     for left in started:
         yield left.result()
