@@ -118,7 +118,7 @@ class BundleKit:
 
 def bundle_kit(folder: Path, *names: str) -> BundleKit:
     """With the model `tiny`, or those named; `guarded` is a gated one."""
-    kit = copy_kit(folder / "kit")
+    kit = copy_kit(folder / "kit", to_run=True)
     made = folder / "out" / NAME
     (made / "wheels").mkdir(parents=True)
     _, _, machine = locks.PLATFORMS[locks.this().platform]

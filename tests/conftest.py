@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +116,30 @@ def make() -> Callable[..., Done]:
     return call
 
 
-def copy_kit(target: Path) -> Path:
-    """The kit's own files, as a clone would have them; nothing generated."""
+def copy_kit(target: Path, to_run: bool = False) -> Path:
+    """The kit's own files, as a clone would have them; nothing generated. `to_run` leaves the tests out, and
+    takes Python's bytecode along, as after a first run."""
+    folders: set[Path] = set()
+
+    def copy(source: Path, place: Path) -> None:
+        if place.parent not in folders:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            folders.add(place.parent)
+        shutil.copy2(source, place)
+
     for name in own_files():
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+        source = ROOT / name
+        if (to_run and name.startswith("tests/")) or not source.is_file():
+            continue
+        copy(source, target / name)
+        if to_run and name.startswith(("kit/", "scripts/")) and name.endswith(".py"):
+            compiled = Path(cache_from_source(str(source)))
+            if compiled.is_file():
+                copy(compiled, target / compiled.relative_to(ROOT))
     return target
 
 
+@functools.cache
 def own_files() -> list[str]:
     """By git's list; in the container, which has no clone, by what lies there."""
     if (ROOT / ".git").exists():
@@ -135,7 +153,7 @@ def own_files() -> list[str]:
 @pytest.fixture(scope="session")
 def kit_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `kit_copy` is copied from: the kit, and the starter without the GGUF files that were written from it."""
-    folder = copy_kit(tmp_path_factory.mktemp("once") / "kit")
+    folder = copy_kit(tmp_path_factory.mktemp("once") / "kit", to_run=True)
     written = shutil.ignore_patterns("*-bf16.gguf*", "*-q8_0.gguf*", "*-q4_0.gguf*")
     shutil.copytree(ROOT / "models" / "starter", folder / "models" / "starter", ignore=written)
     return folder
@@ -234,6 +252,9 @@ FIRST += ("test_tuning_page", "test_setup", "test_cluster", "test_planted_secret
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):  # as yet without workers, which have no such number
         warm.share()
+    if not hasattr(config, "workerinput"):
+        for name in ("kit", "scripts"):
+            compileall.compile_dir(ROOT / name, quiet=2)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:

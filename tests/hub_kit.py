@@ -55,7 +55,7 @@ class HubKit:
 
 
 def hub_kit(folder: Path, hub: MisbehavingHub, sections: str) -> HubKit:
-    kit = copy_kit(folder / "kit")
+    kit = copy_kit(folder / "kit", to_run=True)
     shutil.rmtree(kit / "models", ignore_errors=True)
     (kit / "env" / "models.toml").write_text(sections, encoding="utf-8")
     # A tenth of the seconds before each new try: tests/test_transfer.py holds the real ones.

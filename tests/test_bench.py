@@ -47,7 +47,7 @@ def done(tmp_path_factory):
     """One real bench, in a copy of the kit so that its reports are its own."""
     from tests.conftest import copy_kit, run_command
 
-    folder = copy_kit(tmp_path_factory.mktemp("bench") / "kit")
+    folder = copy_kit(tmp_path_factory.mktemp("bench") / "kit", to_run=True)
     (folder / "models").symlink_to(ROOT / "models")
     # What stands in the environment for other verbs decides nothing here.
     foreign = {"TEMPERATURE": "0.9", "SEED": "7", "PROMPT": "something else", "JSON": "0"}
