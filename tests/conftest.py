@@ -65,9 +65,11 @@ def run_command(
     env: dict[str, str] | None = None,
     stdin: str | None = None,
     timeout: int = 240,
+    kind: str = "",
 ) -> Done:
+    """The command, by a warm server where one can do it: a verb, or with its `kind` a program of `python -c`."""
     environment = clean_environment() | ({} if cwd == ROOT else {"KIT_DOTENV": ""}) | (env or {})
-    if server := warm.server_for(command, env or {}):
+    if server := warm.server_for(command, env or {}, kind):
         return Done(*warm.run(server, command, cwd, environment, stdin, timeout))
     done = subprocess.run(
         command,
@@ -136,6 +138,7 @@ def copy_kit(target: Path, to_run: bool = False) -> Path:
             compiled = Path(cache_from_source(str(source)))
             if compiled.is_file():
                 copy(compiled, target / compiled.relative_to(ROOT))
+    (target / "tests").mkdir(exist_ok=True)
     return target
 
 

@@ -56,7 +56,9 @@ def ask(
     from tests.conftest import run_command
 
     environment = kit.environment(**{"SSL_CERT_FILE": "", "SSL_CERT_DIR": "", "REQUESTS_CA_BUNDLE": "", **env})
-    done = run_command([sys.executable, "-c", PROGRAM, model, str(deadline)], cwd=kit.folder, env=environment)
+    done = run_command(
+        [sys.executable, "-c", PROGRAM, model, str(deadline)], cwd=kit.folder, env=environment, kind="hub"
+    )
     assert done.status == 0, done.err
     assert TOKEN not in done.out + done.err
     found, seconds = json.loads(done.out)

@@ -26,6 +26,20 @@ TOKENS = 6
 # How far the best token must lead, in units of the logits' spread: llama.cpp rounds activations to bfloat16 too.
 MARGIN = 0.13
 SEEDS = 60
+# Where the search for a recipe's seed begins; it found these, from 0 on. On another machine it may go on from there.
+USUAL = 5
+BEGIN = {"one head holds all keys": 15, "small heads": 30, "two heads": 18, "theta not said": 19, "yarn": 23}
+BEGIN |= {"theta in parameters": 16, "linear scaling": 15, "padded vocabulary": 12, "an added token": 14}
+BEGIN |= {"attention biases": 10, "llama3 scaling": 8, "one layer": 7, "large heads": 0, "wide": 0, "large epsilon": 4}
+BEGIN |= {"untied": 3, "every head its own keys": 3, "keys not said": 3, "mlp biases": 1, "llama3 parameters": 2}
+BEGIN |= {
+    "relu": 3,
+    "gelu": 6,
+    "sentencepiece": 4,
+    "sentencepiece, one of": 4,
+    "begin twice": 3,
+    "end in the prompt": 1,
+}
 
 NONE: tuple[str, ...] = ()
 TORCH = ("pipeline", "manual")
@@ -221,7 +235,7 @@ def baked(tmp_path_factory):
             seed, truth = known["plain"]
             tiny_llamas.bake(recipe, folder, seed)
             return folder, truth
-        for seed in range(SEEDS):
+        for seed in (BEGIN.get(name, USUAL), *range(SEEDS)):
             tiny_llamas.bake(recipe, folder, seed)
             if not recipe.runs:
                 return folder, None

@@ -44,7 +44,7 @@ VERBS = [
     ["login"],
     ["download"],
     ["run", "--max-new-tokens", "1"],
-    ["verify"],
+    ["verify", "--method", "llamacpp"],
     ["doctor"],
     ["add_model", "--repo", "meta/gated", "--name", "again"],
     ["gguf"],

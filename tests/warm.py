@@ -108,7 +108,11 @@ def work(streams: list[int], verb: str, arguments: list[str], folder: str, envir
             os.fdopen(number, mode, encoding="utf-8") for number, mode in enumerate("rww")
         )
         sys.path[0], sys.argv = folder, [verb, *arguments]
-        runpy.run_module(f"scripts.{verb}", run_name="__main__", alter_sys=True)
+        if verb == PROGRAM:
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+            sys.stdout.flush()
+        else:
+            runpy.run_module(f"scripts.{verb}", run_name="__main__", alter_sys=True)
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -147,6 +151,7 @@ def ask(
         return int(connection.recv(16))
 
 
+PROGRAM = "-c"
 # What a process reads while it starts, or the libraries while they are imported.
 READ_AT_THE_START = ("PYTHON", "LANG", "LC_", "LD_")
 KINDS = {
@@ -160,14 +165,14 @@ KINDS = {
 }
 
 
-def server_for(words: list[str], environment: dict[str, str]) -> str | None:
-    """The path of the socket of the server that can do this command, `python -m scripts.VERB` with these variables;
-    None where it has to be a process of its own.
+def server_for(words: list[str], environment: dict[str, str], kind: str = "") -> str | None:
+    """The path of the socket of the server that can do this command, `python -m scripts.VERB` with these variables, or
+    with a `kind` `python -c PROGRAM`; None where it has to be a process of its own.
 
-    On a Mac every verb has one: a fork of a process that has loaded the system's frameworks is killed there.
+    On a Mac every one has: a fork of a process that has loaded the system's frameworks is killed there.
     """
     verb = words[2].removeprefix("scripts.") if words[:2] == [sys.executable, "-m"] else ""
-    kind, early = KINDS.get(verb, ("", ()))
+    kind, early = (kind, READ_AT_THE_START) if kind else KINDS.get(verb, ("", ()))
     if not kind or sys.platform != "linux" or any(name.startswith(early) for name in environment):
         return None
     return server(kind)
@@ -193,8 +198,8 @@ def run(
             read.write(stdin.encode())
             read.seek(0)
         streams = [stream.fileno() for stream in (read, out, err)]
-        verb = words[2].removeprefix("scripts.")
-        status = ask(path, verb, words[3:], str(folder), environment, streams, timeout)
+        verb, *arguments = [words[2].removeprefix("scripts."), *words[3:]] if words[1] == "-m" else words[1:]
+        status = ask(path, verb, arguments, str(folder), environment, streams, timeout)
         for stream in (out, err):
             stream.seek(0)
         return status, *(io.TextIOWrapper(stream, encoding="utf-8").read() for stream in (out, err))
