@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import compileall
-import contextlib
 import functools
 import os
 import shutil
@@ -123,11 +122,11 @@ def copy_kit(target: Path, to_run: bool = False) -> Path:
     takes Python's bytecode along, as after a first run."""
     folders: set[Path] = set()
 
-    def copy(source: Path, place: Path) -> None:
+    def copy(source: Path, place: Path, copy_file: Callable[[Path, Path], object] = shutil.copy2) -> None:
         if place.parent not in folders:
             place.parent.mkdir(parents=True, exist_ok=True)
             folders.add(place.parent)
-        shutil.copy2(source, place)
+        copy_file(source, place)
 
     for name in own_files():
         source = ROOT / name
@@ -137,7 +136,8 @@ def copy_kit(target: Path, to_run: bool = False) -> Path:
         if to_run and name.startswith(("kit/", "scripts/")) and name.endswith(".py"):
             compiled = Path(cache_from_source(str(source)))
             if compiled.is_file():
-                copy(compiled, target / compiled.relative_to(ROOT))
+                # Python itself replaces such a file, and never writes into one.
+                copy(compiled, target / compiled.relative_to(ROOT), link_or_copy)
     (target / "tests").mkdir(exist_ok=True)
     return target
 
@@ -172,15 +172,19 @@ def kit_copy(tmp_path: Path, kit_once: Path) -> Iterator[Path]:
     assert weights.stat().st_mtime_ns == before.st_mtime_ns, "a test wrote into the weights of all: use own_file"
 
 
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """A second name of the file, where both are on one file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 def copy_linked(source: Path, target: Path) -> Path:
     """A copy of a folder in which files over 50 MB are the same ones (0.1 s, where copies of the starter take 0.8)."""
 
     def copy(one: str, other: str) -> None:
-        if Path(one).stat().st_size > 50_000_000:
-            with contextlib.suppress(OSError):  # another file system's, as in the container
-                os.link(one, other)
-                return
-        shutil.copy2(one, other)
+        (link_or_copy if Path(one).stat().st_size > 50_000_000 else shutil.copy2)(one, other)
 
     return Path(shutil.copytree(source, target, copy_function=copy))
 

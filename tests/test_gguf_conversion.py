@@ -117,7 +117,7 @@ def small_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "MODELS", tmp_path_factory.mktemp("models"))
         model = llama_small.make(paths.MODELS / "small", paths.ROOT / "models" / "starter")
-        ids = AutoTokenizer.from_pretrained(model.folder)(golden.prompts()["long"])["input_ids"][:2048]
+        ids = AutoTokenizer.from_pretrained(model.folder)(golden.prompts()["long"])["input_ids"][:1024]
         first = len(ids) - 24
         loaded = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32)
         return paths.MODELS, (model, ids, first, [each.logprob for each in measure(loaded, ids, first)])
@@ -125,7 +125,7 @@ def small_once(tmp_path_factory):
 
 @pytest.fixture
 def small(small_once, monkeypatch):
-    """A small model with Llama 3.2's settings, 2,048 tokens of text, and what transformers makes of the last ones."""
+    """A small model with Llama 3.2's settings, 1,024 tokens of text, and what transformers makes of the last ones."""
     models, found = small_once
     monkeypatch.setattr(paths, "MODELS", models)
     return found
