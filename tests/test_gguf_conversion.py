@@ -367,6 +367,20 @@ def test_a_tensor_that_is_not_its_source_is_seen(tiny, tmp_path, quant, damage, 
         to_gguf.prove(tiny, [tiny / "model.safetensors"], quant, path)
 
 
+@pytest.mark.parametrize("quant", ["q8_0", "q4_0"])
+def test_rows_of_zeros_and_of_the_smallest_numbers_are_proved_too(tiny, tmp_path, quant):
+    """Their blocks have a step of 0, or one that float16 hardly holds."""
+
+    def shrink(weights) -> None:
+        weights["model.layers.0.mlp.down_proj.weight"][0] = 0
+        weights["model.layers.0.mlp.down_proj.weight"][1] *= 2.0**-20
+
+    tiny_llamas.tensors(shrink)(tiny)
+    path = tmp_path / "written.gguf"
+    to_gguf.convert(tiny, [tiny / "model.safetensors"], "tiny", quant, path)
+    to_gguf.prove(tiny, [tiny / "model.safetensors"], quant, path)
+
+
 @pytest.mark.parametrize(
     ("where", "says"),
     [
