@@ -580,6 +580,13 @@ def test_with_checkpointing_the_numbers_are_the_same(tiny, notes, tuned, monkeyp
     assert adapter("less")[ADAPTER_WEIGHTS] == adapter("mine")[ADAPTER_WEIGHTS]
 
 
+@pytest.mark.parametrize(
+    ("held_out", "updates", "every"), [(1, 1000, 100), (3, 24, 8), (3, 72, 12), (1, 2, 1), (0, 50, 5)]
+)
+def test_the_held_out_text_is_measured_so_often_that_it_takes_a_tenth_of_the_time(held_out, updates, every):
+    assert train.updates_between(updates, 256, [([0] * 256, [True] * 256)] * held_out) == every
+
+
 def test_the_loss_in_pieces_and_its_gradient_are_torchs_own():
     torch.manual_seed(0)
     weight, targets = torch.randn(50, 8), torch.randint(0, 50, (300,))
