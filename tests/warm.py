@@ -159,9 +159,9 @@ KINDS = {
         ("run", "verify", "batch", "chat", "gguf"), ("torch", (*READ_AT_THE_START, "OMP_", "HF_", "KIT_DEBUG"))
     ),
     **dict.fromkeys(
-        ("login", "logout", "download", "add_model", "bundle", "doctor", "unbundle"), ("hub", READ_AT_THE_START)
+        ("login", "logout", "download", "add_model", "bundle", "doctor", "unbundle", "compare", "readiness"),
+        ("hub", READ_AT_THE_START),
     ),
-    **dict.fromkeys(("compare", "readiness"), ("hub", READ_AT_THE_START)),
 }
 
 
@@ -181,9 +181,12 @@ def server_for(words: list[str], environment: dict[str, str], kind: str = "") ->
 def command(words: list[str], environment: dict[str, str]) -> list[str]:
     """The command by the server, where one can do it."""
     path = server_for(words, environment)
-    return (
-        [sys.executable, "-I", "-S", __file__, path, words[2].removeprefix("scripts."), *words[3:]] if path else words
-    )
+    return [sys.executable, "-I", "-S", __file__, path, *asked(words)] if path else words
+
+
+def asked(words: list[str]) -> list[str]:
+    """What a server is asked for: a verb or PROGRAM, and its arguments."""
+    return [words[2].removeprefix("scripts."), *words[3:]] if words[1] == "-m" else words[1:]
 
 
 def run(
@@ -198,7 +201,7 @@ def run(
             read.write(stdin.encode())
             read.seek(0)
         streams = [stream.fileno() for stream in (read, out, err)]
-        verb, *arguments = [words[2].removeprefix("scripts."), *words[3:]] if words[1] == "-m" else words[1:]
+        verb, *arguments = asked(words)
         status = ask(path, verb, arguments, str(folder), environment, streams, timeout)
         for stream in (out, err):
             stream.seek(0)
@@ -229,7 +232,7 @@ def share() -> None:
         os.environ[SHARED] = json.dumps({kind: start(kind) for kind in ("torch", "hub")})
 
 
-started: list[subprocess.Popen[bytes]] = []
+started: list[subprocess.Popen[bytes]] = []  # held: a server ends when its standard input is closed
 SHARED = "WARM_SERVERS"
 shared: dict[str, str] = json.loads(os.environ.pop(SHARED, "{}"))
 

@@ -268,7 +268,7 @@ class LlamaServer:
     @contextmanager
     def _ask(self, path: str, body: dict[str, Any] | None) -> Iterator[http.client.HTTPResponse]:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        with closing(http.client.HTTPConnection(self._address)) as connection:  # closed, it stops llama.cpp's work
+        with closing(http.client.HTTPConnection(self._address)) as connection:  # closed, it stops a stream
             self._connections.add(connection)
             try:
                 if body is None:

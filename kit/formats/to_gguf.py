@@ -277,9 +277,8 @@ def _prove_adapter(source: SafetensorsFile, config: dict[str, Any], alpha: float
 # How far a number may be from its source, in steps of its block: half a step, or a whole one where the largest is cut
 # off (q4_0 has -8 to 7); and the rounding of the step itself, to float16, as often as it is taken.
 ALLOWED = {"q8_0": 0.5 + 127 / 2048, "q4_0": 1.0 + 8 / 2048}
-AT_ONCE = (
-    1 << 19
-)  # numbers a thread looks at in one go: fewer leave less to numpy, and more leave the processor's cache
+# Numbers a thread looks at in one go: fewer leave less to numpy, and more leave the processor's cache.
+AT_ONCE = 1 << 19
 SMALLEST = 2.0**-24  # a step that float16 cannot hold is none
 
 
@@ -398,28 +397,21 @@ def _is_near(blocks: numpy.ndarray, bits: numpy.ndarray, quant: str) -> bool:
     width = 32 if quant == "q8_0" else 16
     block = blocks.reshape(-1, 2 + width)
     steps: Any = block[:, :2].copy().view(numpy.float16).astype(numpy.float32)
-    source = as_float32(bits).reshape(-1, 32)
+    sizes, source = numpy.abs(steps), as_float32(bits).reshape(-1, 32)
+    packed, middle = block[:, 2:].copy(), 0
+    numbers: Any = packed.view(numpy.int8)
+    if quant == "q4_0":
+        eights, middle = packed.view(numpy.uint64), 8
+        halves = numpy.empty((len(block), 4), numpy.uint64)
+        for place in range(2):
+            halves[:, place] = eights[:, place] & 0x0F0F0F0F0F0F0F0F
+            halves[:, 2 + place] = (eights[:, place] >> 4) & 0x0F0F0F0F0F0F0F0F
+        numbers = halves.view(numpy.uint8)
     # All at once, in steps, which is stricter: without what the smallest steps are allowed besides.
-    sizes = numpy.abs(steps)
     if sizes.min() > SMALLEST and sizes.max() < numpy.inf:
         off = source * (1 / steps)
-        packed = block[:, 2:].copy()
-        if quant == "q8_0":
-            off -= packed.view(numpy.int8)
-            middle = 0
-        else:
-            eights, middle = packed.view(numpy.uint64), 8
-            halves = numpy.empty((len(block), 4), numpy.uint64)
-            for place in range(2):
-                halves[:, place] = eights[:, place] & 0x0F0F0F0F0F0F0F0F
-                halves[:, 2 + place] = (eights[:, place] >> 4) & 0x0F0F0F0F0F0F0F0F
-            off -= halves.view(numpy.uint8)
+        off -= numbers
         if off.max() + middle <= ALLOWED[quant] and off.min() + middle >= -ALLOWED[quant]:
             return True
-    numbers: Any
-    if quant == "q8_0":
-        numbers = block[:, 2:].view(numpy.int8).astype(numpy.float32)
-    else:
-        numbers = numpy.concatenate([block[:, 2:] & 15, block[:, 2:] >> 4], axis=1).astype(numpy.float32) - 8
-    largest = numpy.abs(numbers * steps - source).max(axis=1)
+    largest = numpy.abs((numbers.astype(numpy.float32) - middle) * steps - source).max(axis=1)
     return bool((largest <= sizes[:, 0] * ALLOWED[quant] + 130 * SMALLEST).all())

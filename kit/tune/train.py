@@ -31,8 +31,8 @@ WARM_UP = 0.05  # of the updates; from there the rate falls along half a cosine,
 LINEAR = sorted(name.split(".")[-1] for name in llama.LAYER_NAMES.values() if name.endswith("_proj"))
 CLIP = 1.0  # the gradient's norm at most
 CHECKPOINT_EVERY = 30.0  # seconds
-# How often the held-out text is measured on the way, at least and at most; between them so often that it takes a tenth
-# of the time, a token of it 0.4 of what one takes that is learnt from (docs/measurements.md).
+# Into how many parts measurements of the held-out text cut a training, at least and at most; between them so often that
+# they take a tenth of the time, a token of it 0.4 of what one takes that is learnt from (docs/measurements.md).
 CURVE_POINTS, CURVE_SHARE, HELD_OUT_COST = (3, 10), 0.1, 0.4
 
 
